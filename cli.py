@@ -1,0 +1,419 @@
+"""The command line: parses, calls `pipelines`, prints. No logic and no heavy import here (--help stays fast).
+
+Exit codes: 0 all done; 1 the machine failed, or a check found damage or a difference; 2 wrong use;
+3 finished, but rows failed or wait for their video; 75 stopped by SIGTERM, to be queued again; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import click
+
+DONE, DAMAGE, INCOMPLETE, REQUEUE, INTERRUPTED = 0, 1, 3, 75, 130
+
+
+# ---- extract, plan -----------------------------------------------------------------------------------------------
+
+
+class Shard(click.ParamType):
+    """i/n: the i-th of n shares, counted from 0."""
+
+    name = "i/n"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        part, slash, of = value.partition("/")
+        if not (slash and part.isdigit() and of.isdigit()):
+            self.fail(f"{value!r} is not i/n, such as 0/4", param, ctx)
+        return int(part), int(of)
+
+
+def shard_of_slurm() -> str | None:
+    """The share of this task of a Slurm job array, whatever number the array begins with."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+    task, first, count = (os.environ.get(name, "") for name in names)
+    return f"{int(task) - int(first or 0)}/{count}" if task.isdigit() and count.isdigit() else None
+
+
+def comma_separated(ctx, param, value):
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if value else ()
+
+
+def extraction_options(command):
+    """The options of `extract`, which `plan` shares."""
+    options = [
+        click.option("--dataset", required=True, metavar="NAME|CSV", help="A dataset's name (see `datasets list`) or a CSV"
+                     " with columns video,start,stop[,labels...] in seconds."),
+        click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets [CLIPBANK_DATA]."),
+        click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV."),
+        click.option("--features", type=click.Path(path_type=Path), multiple=True, help="Root of the stores, repeatable;"
+                     " the first is written [CLIPBANK_FEATURES, else ./features]."),
+        click.option("--backbone", metavar="NETWORK", help="Clip or frame network, such as i3d, or py:FILE.py:FACTORY."),
+        click.option("--detector", metavar="NETWORK", help="Detector, such as faster_rcnn_r50_fpn."),
+        click.option("--boxes", metavar="dataset|CSV", help="RoI features of given boxes, with any image --backbone."),
+        click.option("--roi-feature", type=click.Choice(["pooled", "fc"]), help="Detector: RoIAlign's maximum [pooled]"
+                     " or the box head's feature."),
+        click.option("--name", help="Name of the store [the network's]."),
+        click.option("--for", "for_head", metavar="HEAD", help="Make every store that this head reads."),
+        click.option("--keep", callback=comma_separated, metavar="ARRAYS", help="Poolings to store: map,spatial,vector."),
+        click.option("--only", is_flag=True, help="This one store; not the others that the head reads."),
+        click.option("--draws", type=int, help="Random-centre clips cached a training segment [4]."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random centres."),
+        click.option("--split", metavar="[SCHEME:]PART", help="Compute only this part of the clips now."),
+        click.option("--weights", multiple=True, metavar="PATH|random:SEED", help="Weights [published]; NETWORK=PATH when"
+                     " several networks run. Repeatable."),
+        click.option("--layer", help="Layer whose map is taken [the network's default]."),
+        click.option("--flow", help="Compute optical flow by this method (for i3d_flow without flow folders)."),
+        click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"])),
+        click.option("--dtype", default="float16", show_default=True, type=click.Choice(["float16", "float32"]),
+                     help="Of the stored features."),
+        click.option("--decoder", default="pyav", show_default=True, help="pyav or decord."),
+        click.option("--missing", default="error", show_default=True, type=click.Choice(["error", "skip"]),
+                     help="Videos that are not on disk: stop, or go on and leave their rows pending."),
+        click.option("--limit", type=int, help="Compute at most this many rows now."),
+        click.option("--unit-rows", type=int, help="Rows of a unit, fixed at creation."),
+        click.option("--batch-size", type=int, help="Rows of a forward pass."),
+        click.option("--shard", type=Shard(), default=shard_of_slurm, help="Compute the i-th of n shares of the units, i from"
+                     " 0 [of a Slurm array: its task]."),
+        click.option("--retry-failed", is_flag=True, help="Compute failed rows again."),
+        click.option("--json", "as_json", is_flag=True, help="Print facts as JSON."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="clipbank")
+def main():
+    """Run frozen networks over a dataset's videos once; train light heads from the stores."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+
+@main.command()
+@extraction_options
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--decode-workers", type=int, help="Units decoded at the same time [1 on CPU, half the cores with CUDA].")
+def extract(as_json, device, decode_workers, **options):
+    """Stage one: compute feature stores. Resumes by itself; running it again on a complete store does nothing."""
+    from pipelines import Extraction
+    from pipelines import extract as run
+
+    with stopped_by_signals() as stop:
+        reports = run(Extraction(**options), device=device, decode_workers=decode_workers, stop=stop.event,
+                      announce=say, progress=progress_bar)
+    if as_json:
+        click.echo(json.dumps([report.to_json() for report in reports], indent=1))
+    else:
+        for report in reports:
+            click.echo(report.summary())
+    if stop.signal is not None:
+        sys.exit(REQUEUE if stop.signal == signal.SIGTERM else INTERRUPTED)
+    sys.exit(DONE if all(report.complete for report in reports) else INCOMPLETE)
+
+
+@main.command()
+@extraction_options
+@click.option("--device", default="auto", show_default=True, help="Where one forward pass is timed; none: do not time.")
+def plan(as_json, device, **options):
+    """What `extract` would do: stores, rows, units, bytes and time. Nothing is written."""
+    from pipelines import Extraction
+    from pipelines.planning import describe_jobs, plan_extraction
+    from pipelines.timing import seconds_a_row
+
+    request = Extraction(**options)
+    jobs = plan_extraction(request, headers_only=True, announce=say)
+    facts = describe_jobs(jobs, time_row=None if device == "none" else lambda job: seconds_a_row(job, device))
+    show(facts, as_json)
+
+
+# ---- heads -------------------------------------------------------------------------------------------------------
+
+
+store_option = click.Path(path_type=Path)
+
+
+@main.command("train-head")
+@click.argument("head")
+@click.option("--dataset", help="Look for stores of this dataset only.")
+@click.option("--features", type=click.Path(path_type=Path), multiple=True, help="Roots of the stores [CLIPBANK_FEATURES].")
+@click.option("--verb", type=store_option, help="Store of the verb network [found].")
+@click.option("--noun", type=store_option, help="Store of the noun network [found].")
+@click.option("--objects", type=store_option, help="Store with boxes and RoI features [found].")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [runs/...].")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the head or of its training.")
+@click.option("--fit", default="train", show_default=True, type=click.Choice(["train", "trainval"]))
+@click.option("--epochs", type=int, help="Epochs [the method's own].")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:1 ... [CUDA when there is one].")
+@click.option("--allow-random", is_flag=True, help="Train on features of random weights.")
+@click.option("--allow-incomplete", is_flag=True, help="Mask rows that are still pending.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def train_head(head, settings, as_json, **options):
+    """Stage two: train a head (saoa, whole_frame) on stores alone."""
+    from pipelines import train_head as run
+
+    folder = run(head, set=settings, say=say, progress=not as_json, **options)
+    show_run(folder, as_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", default="val", show_default=True, metavar="[SCHEME:]PART")
+@click.option("--device", help="cpu, cuda, cuda:1 ... [CUDA when there is one].")
+@click.option("--allow-incomplete", is_flag=True, help="Count rows that are still pending as wrong.")
+@click.option("--json", "as_json", is_flag=True)
+def evaluate(run, as_json, **options):
+    """Figures of a trained head on a split, with coverage."""
+    from pipelines import evaluate as figures_of
+
+    show(figures_of(run, progress=not as_json, **options), as_json)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets [CLIPBANK_DATA].")
+@click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV.")
+@click.option("--dataset", metavar="NAME|CSV", help="Where the frames come from [the run's dataset].")
+@click.option("--clips", type=int, default=6, show_default=True, help="Clips shown.")
+def plot(run, **options):
+    """Pictures of a run: its training curve, and boxes with their attention weights (thesis figure 3.4)."""
+    from pipelines.pictures import plot_run
+
+    for path in plot_run(run, **options):
+        click.echo(path)
+
+
+# ---- store -------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def store():
+    """Look into stores and check them."""
+
+
+@store.command()
+@click.argument("stores", nargs=-1, required=True, type=store_option)
+@click.option("--json", "as_json", is_flag=True)
+def info(stores, as_json):
+    """Sizes, coverage, compression, recipe, provenance, failures by reason."""
+    from stores import info as facts_of
+
+    facts = [facts_of(path) for path in stores]
+    show(facts if len(facts) > 1 else facts[0], as_json)
+
+
+@store.command()
+@click.argument("stores", nargs=-1, required=True, type=store_option)
+@click.option("--quick", is_flag=True, help="Compare sealed digests; do not decode every chunk.")
+@click.option("--json", "as_json", is_flag=True)
+def verify(stores, quick, as_json):
+    """Check every checksum, shape, count and row; exit 1 when there is damage."""
+    from stores import verify as findings_of
+
+    found = {str(path): findings_of(path, quick=quick, progress=None if as_json else progress_line) for path in stores}
+    if as_json:
+        click.echo(json.dumps({path: [vars(f) for f in findings] for path, findings in found.items()}, indent=1))
+    else:
+        for path, findings in found.items():
+            for finding in findings:
+                click.echo(f"{path}: {finding}")
+            if not any(finding.severity == "error" for finding in findings):
+                click.echo(f"{path}: whole")
+    sys.exit(DAMAGE if any(f.severity == "error" for findings in found.values() for f in findings) else DONE)
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=store_option)
+@click.argument("clip")
+@click.option("--draw", type=int, default=0, show_default=True)
+@click.option("--dataset", metavar="NAME|CSV", help="Where the videos are [the store's dataset].")
+@click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets [CLIPBANK_DATA].")
+@click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV.")
+@click.option("--recompute", is_flag=True, help="Compute the row again and compare it with the stored one.")
+@click.option("--weights", help="Weights for --recompute [those the store names].")
+@click.option("--out", type=click.Path(path_type=Path), help="Picture to write [<store>_<clip>.png].")
+@click.option("--json", "as_json", is_flag=True)
+def inspect(path, clip, as_json, **options):
+    """Contact sheet of exactly the frames that the network saw of CLIP (frame axis: VIDEO@SECONDS)."""
+    from pipelines import inspect_clip
+
+    facts = inspect_clip(path, clip, **options)
+    show(facts, as_json)
+    sys.exit(DAMAGE if facts.get("differs") else DONE)
+
+
+# ---- datasets, weights, demo ----------------------------------------------------------------------------------
+
+
+@main.group()
+def datasets():
+    """What can be extracted."""
+
+
+@datasets.command("list")
+def list_datasets():
+    """Names that --dataset takes."""
+    from extract.datasets import list_datasets as names
+
+    click.echo("\n".join(names()))
+
+
+@datasets.command()
+@click.argument("name")
+@click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets [CLIPBANK_DATA].")
+@click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV.")
+@click.option("--json", "as_json", is_flag=True)
+def check(name, data, videos, as_json):
+    """Read annotations and find videos; exit 1 when videos are missing or a count is off."""
+    from extract.datasets import check_dataset, load_dataset
+
+    facts = check_dataset(load_dataset(name, data_root=data, videos=videos))
+    show(facts, as_json)
+    sys.exit(DAMAGE if facts.get("videos_missing") or facts.get("problems") else DONE)
+
+
+@main.group()
+def networks():
+    """The frozen networks of stage one."""
+
+
+@networks.command("list")
+@click.argument("pattern", default="*")
+def list_networks(pattern):
+    """Networks whose name matches PATTERN, with what they read and return."""
+    from extract.networks import list_networks as names
+    from extract.networks import network_spec
+
+    for name in names(pattern):
+        spec = network_spec(name)
+        outputs = ", ".join(f"{array} {shape}" for array, (shape, _) in spec.outputs.items())
+        click.echo(f"{name}: reads {spec.reads}; {outputs}; {spec.licence}")
+
+
+@main.group()
+def weights():
+    """Published weights that networks load."""
+
+
+@weights.command("list")
+@click.option("--json", "as_json", is_flag=True)
+def list_weights(as_json):
+    """The table of weights: source, licence, what they were trained on, and whether they are on this machine."""
+    from dataclasses import asdict
+
+    from extract.weights import TABLE, find_local
+
+    entries = [{**asdict(entry), "found": bool(find_local(entry))} for entry in TABLE.values()]
+    if as_json:
+        click.echo(json.dumps(entries, indent=1))
+        return
+    for entry in entries:
+        trained = ", ".join(f"{t['dataset']} {t['split']}" for t in entry["trained_on"])
+        click.echo(f"{entry['name']}: {'here' if entry['found'] else 'not here'}; {entry['licence']}; trained on {trained};"
+                   f" {entry['url'] or entry['package']}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out, seed):
+    """The main job on the embedded dataset: make toy kitchen, extract, train SAOA, print the table and the pictures."""
+    from pipelines.demo import run_demo
+
+    with stopped_by_signals() as stop:
+        finished = run_demo(out, seed=seed, stop=stop.event, say=say, progress=progress_bar)
+    if not finished:
+        sys.exit(REQUEUE if stop.signal == signal.SIGTERM else INTERRUPTED)
+
+
+# ---- printing and stopping ---------------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    """A line for the person, beside what is printed for programs."""
+    click.echo(line, err=True)
+
+
+def show(facts, as_json: bool) -> None:
+    """Facts as JSON, or as indented `name: value` lines."""
+    click.echo(json.dumps(facts, indent=1, default=str) if as_json else "\n".join(as_lines(facts)))
+
+
+def show_run(folder: Path, as_json: bool) -> None:
+    facts = {"run": str(folder), **json.loads((Path(folder) / "metrics.json").read_text())}
+    show(facts, as_json)
+
+
+def as_lines(facts, indent: str = "") -> list[str]:
+    lines = []
+    for number, (name, value) in enumerate(facts.items() if isinstance(facts, dict) else enumerate(facts)):
+        label = f"{indent}{name}: " if isinstance(facts, dict) else indent
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+            if isinstance(facts, dict):
+                lines.append(label.rstrip())
+            elif number:
+                lines.append("")
+            lines += as_lines(value, indent + ("  " if isinstance(facts, dict) else ""))
+        elif isinstance(value, float):
+            lines.append(f"{label}{value:.6g}")
+        elif isinstance(value, list):
+            shown = ", ".join(map(str, value[:20])) + (f" ... ({len(value)} in all)" if len(value) > 20 else "")
+            lines.append(f"{label}{shown}")
+        else:
+            lines.append(f"{label}{value}")
+    return lines
+
+
+def progress_bar(title: str, total: int):
+    """Rows done, rate, time left, and what the caller adds (failures so far)."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=title, unit="row", smoothing=0.1, dynamic_ncols=True, mininterval=0.5)
+
+
+def progress_line(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{done}/{total}", nl=done == total, err=True)
+
+
+class Stop:
+    """Which signal asked to stop, and the event that the pipeline looks at."""
+
+    def __init__(self):
+        self.event = threading.Event()
+        self.signal: int | None = None
+
+    def __call__(self, number, frame) -> None:
+        if self.event.is_set():
+            raise KeyboardInterrupt
+        self.signal = number
+        self.event.set()
+        say("\nstopping after the units in work (again to stop at once; either way nothing written is lost)")
+
+
+@contextlib.contextmanager
+def stopped_by_signals():
+    """Ctrl-C and SIGTERM set an event instead of breaking off; a second one breaks off."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        sys.exit(REQUEUE if stop.signal == signal.SIGTERM else INTERRUPTED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    main()

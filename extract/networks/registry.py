@@ -1,0 +1,175 @@
+"""One table of networks: from a name and options to a spec (no torch), and from there to a network."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+from .spec import NetworkSpec
+
+__all__ = ["ALIASES", "create_backbone", "create_network", "list_networks", "network_spec", "register_network"]
+
+SpecFunction = Callable[..., NetworkSpec]
+
+_NETWORKS: dict[str, SpecFunction] = {}
+_HIDDEN: set[str] = set()
+ALIASES = {"i3d": "i3d_rgb"}
+
+
+def register_network(name: str, *, hidden: bool = False) -> Callable[[SpecFunction], SpecFunction]:
+    """Register a function from keyword options to a `NetworkSpec` under `name`.
+
+    The function must not import torch: the spec's `builder` names the code that does.
+    `hidden` networks (benchmarks, tests) can be created but are not listed.
+
+    Raises:
+        ValueError: the name is taken, by a network or an alias.
+    """
+
+    def register(function: SpecFunction) -> SpecFunction:
+        if name in _NETWORKS or name in ALIASES:
+            raise ValueError(f"a network named {name!r} is already registered")
+        _NETWORKS[name] = function
+        if hidden:
+            _HIDDEN.add(name)
+        return function
+
+    return register
+
+
+def list_networks(pattern: str = "*", *, hidden: bool = False) -> list[str]:
+    """Names that match a wildcard pattern, in natural order (r3d9 before r3d50)."""
+    names = [n for n in _NETWORKS if fnmatch.fnmatchcase(n, pattern) and (hidden or n not in _HIDDEN)]
+    return sorted(names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
+
+
+def network_spec(name: str, **options: Any) -> NetworkSpec:
+    """The spec of a network with these options; builds nothing, reads no weights, imports no torch.
+
+    Args:
+        name: a registered name, an alias ("i3d"), either with a weights tag ("i3d_rgb.kinetics400"),
+            or "py:path/to/file.py:factory" for code of one's own (that file is run, and may import torch).
+
+    Raises:
+        UserError: unknown name (near matches are listed), unknown option, or a value the network refuses.
+    """
+    if name.startswith("py:"):
+        made = _call_own(name, options)
+        return getattr(made, "spec", made)
+    arch, _tag = _split_tag(name)
+    return _call(arch, _NETWORKS[arch], options)
+
+
+def create_network(name: str, weights: str | None = None, **options: Any) -> Any:
+    """A network ready to run on the CPU in float32 (`net.to(device, precision)` moves it).
+
+    Args:
+        name: as for `network_spec`.
+        weights: None for the published ones, a path, a table entry ("i3d_rgb.kinetics400"), or "random:SEED".
+        options: what the network's entry takes, e.g. layer="Mixed_4f", clip_len=16, resize={...}, boxes=True.
+
+    Raises:
+        UserError: unknown name or option; weights that cannot be found or do not fit.
+    """
+    from .. import weights as weights_module
+
+    if name.startswith("py:"):
+        net = _call_own(name, options)
+        net = net.build() if isinstance(net, NetworkSpec) else net
+    else:
+        arch, tag = _split_tag(name)
+        net = _call(arch, _NETWORKS[arch], options).build()
+        weights = weights or (f"{arch}.{tag}" if tag else None)
+    weights_module.load_into(net, weights)
+    return net.to("cpu", "fp32")
+
+
+def create_backbone(name: str, weights: str | None = None, **options: Any) -> Any:
+    """`create_network` for networks of kind "backbone".
+
+    Raises:
+        UserError: the network is of another kind.
+    """
+    kind = network_spec(name, **options).kind
+    if kind != "backbone":
+        raise UserError(
+            f"{name} is a {kind} network, not a backbone: use create_network, or --detector on the command line"
+        )
+    return create_network(name, weights, **options)
+
+
+def _split_tag(name: str) -> tuple[str, str]:
+    """("i3d_rgb", "kinetics400") of "i3d.kinetics400"; the tag is "" where there is none."""
+    arch, _, tag = name.partition(".")
+    arch = ALIASES.get(arch, arch)
+    if arch not in _NETWORKS:
+        known = list_networks(hidden=True) + list(ALIASES)
+        near = difflib.get_close_matches(arch, known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "see `clipbank weights list`"
+        raise UserError(f"no network is called {name!r}: {hint} (registered: {', '.join(list_networks())})")
+    return arch, tag
+
+
+def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    parameters = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        unknown = sorted(set(options) - set(parameters))
+        if unknown:
+            raise UserError(
+                f"network {name!r} has no option {', '.join(map(repr, unknown))}; "
+                f"it takes {', '.join(parameters) or 'none'}"
+            )
+    return function(**options)
+
+
+def _call_own(name: str, options: dict[str, Any]) -> Any:
+    """What the factory of "py:path/to/file.py:factory" returns, a spec or a network, its spec naming file and hash."""
+    factory, short_name, code_hash = _load_factory(name)
+    made = _call(name, factory, options)
+    spec = getattr(made, "spec", made)
+    if not isinstance(spec, NetworkSpec):
+        raise UserError(
+            f"{name}: the factory must return a NetworkSpec or an extract.networks.Network with a spec, "
+            f"got {type(made).__name__}"
+        )
+    spec = replace(spec, name=short_name, code_hash=code_hash)
+    if isinstance(made, NetworkSpec):
+        return spec
+    made.spec = spec
+    return made
+
+
+def _load_factory(name: str) -> tuple[Callable[..., Any], str, str]:
+    """(factory, "py:file.py:factory" without its folder, sha256 of the file) of "py:path/to/file.py:factory"."""
+    path_text, _, attribute = name.removeprefix("py:").rpartition(":")
+    path = Path(path_text)
+    if not path_text or not path.is_file():
+        raise UserError(f"{name}: no such file: {path_text!r} (expected py:path/to/file.py:factory)")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    module_name = f"_clipbank_py_{digest[:16]}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        found = importlib.util.spec_from_file_location(module_name, path)
+        if found is None or found.loader is None:
+            raise UserError(f"{name}: {path} is not a Python file (its name must end in .py)")
+        module = importlib.util.module_from_spec(found)
+        sys.modules[module_name] = module
+        try:
+            found.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[module_name]
+            raise UserError(f"{name}: running {path} failed: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, attribute, None)):
+        raise UserError(f"{name}: {path} has no callable {attribute!r}")
+    return getattr(module, attribute), f"py:{path.name}:{attribute}", f"sha256:{digest}"

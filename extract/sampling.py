@@ -1,0 +1,274 @@
+"""Which windows of a video become rows, and at which instants their frames are taken.
+
+Everything is decided as integers on a nominal grid (`sampling.fps` instants a second) and divided by its rate
+at the very end, so times are exact and the same on every machine. The frame of an instant is the one on
+screen then, which the decoder decides; a window is never clamped to its video.
+
+Rows are a table: video, clip, k int32; draw int16; start_s, stop_s float64.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from errors import UserError
+
+__all__ = [
+    "OBJECT_WINDOWS",
+    "PRESETS",
+    "ClipSampling",
+    "GridSampling",
+    "Preset",
+    "clip_rows",
+    "counter_uniform",
+    "frame_rows",
+    "instants",
+    "object_windows",
+    "preset_for",
+]
+
+Table = dict[str, np.ndarray]
+
+_EPSILON = 1e-6  # of a grid step: swallows float64 rounding of seconds, far below any real difference
+
+
+@dataclass(frozen=True)
+class ClipSampling:
+    """One window per annotated clip and draw: `frames` instants, `stride` grid steps apart.
+
+    The window around grid instant c is [g0/fps, (g0 + frames*stride)/fps) with g0 = c - (frames//2)*stride.
+    """
+
+    frames: int
+    stride: int
+    fps: float
+    axis = "clip"
+
+    def __post_init__(self):
+        if self.frames < 1 or self.stride < 1 or not self.fps > 0:
+            raise UserError(f"sampling needs frames >= 1, stride >= 1 and fps > 0, not {self}")
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window."""
+        return self.frames * self.stride / self.fps
+
+
+@dataclass(frozen=True)
+class GridSampling:
+    """One frame at every k/fps of a video; start = stop = that instant."""
+
+    fps: float
+    axis = "frame"
+
+    def __post_init__(self):
+        if not self.fps > 0:
+            raise UserError(f"sampling needs fps > 0, not {self.fps}")
+
+
+def clip_rows(
+    clips: Table,
+    sampling: ClipSampling,
+    draws: int = 0,
+    seed: int = 0,
+    training: np.ndarray | None = None,
+    durations: np.ndarray | None = None,
+) -> Table:
+    """Rows of the clip axis, in (video, time) order.
+
+    Draw 0 is centred on the middle grid instant of every clip. Draws 1..`draws`, for training clips only, are
+    centred on grid instants drawn uniformly inside the clip from (seed, clip id, draw) alone, so neither more
+    clips nor more draws ever move one. A clip shorter than a grid step is centred on the instant before its
+    middle.
+
+    Args:
+        clips: columns id, video, start_s, stop_s, and split unless `training` is given.
+        sampling: the window.
+        draws: number of random draws of each training clip.
+        seed: of the random draws.
+        training: boolean mask (n_clips,); default: where split is "train".
+        durations: length of every video in seconds, NaN where unknown; needed by clips without a stop. Clips
+            whose end is unknown have no rows.
+
+    Raises:
+        UserError: clips without a stop and no durations; draws outside 0..32767.
+    """
+    if not 0 <= draws <= np.iinfo(np.int16).max:
+        raise UserError(f"--draws {draws} is outside 0..{np.iinfo(np.int16).max}")
+    video, start, stop = clips["video"], clips["start_s"], clips["stop_s"]
+    open_ended = np.isnan(stop)
+    if open_ended.any():
+        if durations is None:
+            clip = clips["id"][np.flatnonzero(open_ended)[0]]
+            raise UserError(
+                f"{open_ended.sum()} clips have no stop (first: {clip!r}): "
+                "they are planned once their videos are probed"
+            )
+        # One that starts after its video's end keeps its row: the decoder fails it, and nothing else.
+        stop = np.where(open_ended, np.maximum(durations[video], start), stop)
+
+    known = np.flatnonzero(~np.isnan(stop))
+    first, count = _grid_instants(start, stop, sampling.fps, known)
+    if training is None and draws:
+        training = clips["split"] == "train"
+    drawn = known[np.asarray(training, dtype=bool)[known]] if draws else known[:0]
+    keys = _key_hash(clips["id"][drawn]) if draws else None
+    parts = [(known, 0, first[known] + count[known] // 2)]
+    for draw in range(1, draws + 1):
+        u = counter_uniform(seed, keys, draw)
+        parts.append((drawn, draw, first[drawn] + (u * count[drawn]).astype(np.int64)))
+    clip = np.concatenate([part[0] for part in parts])
+    draw = np.concatenate([np.full(len(part[0]), part[1]) for part in parts])
+    centre = np.concatenate([part[2] for part in parts])
+
+    g0 = centre - sampling.frames // 2 * sampling.stride
+    order = np.lexsort((draw, clip, g0, video[clip]))
+    clip, draw, g0 = clip[order], draw[order], g0[order]
+    return {
+        "video": video[clip].astype(np.int32),
+        "clip": clip.astype(np.int32),
+        "k": np.zeros(len(clip), dtype=np.int32),
+        "draw": draw.astype(np.int16),
+        "start_s": g0 / sampling.fps,
+        "stop_s": (g0 + sampling.frames * sampling.stride) / sampling.fps,
+    }
+
+
+def _grid_instants(start, stop, fps: float, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First grid instant inside each [start, stop), and how many there are (at least 1); int64 (n_clips,)."""
+    first, count = np.zeros(len(start), dtype=np.int64), np.ones(len(start), dtype=np.int64)
+    lowest = np.ceil(start[known] * fps - _EPSILON).astype(np.int64)
+    end = np.ceil(stop[known] * fps - _EPSILON).astype(np.int64)
+    middle = np.floor((start[known] + stop[known]) / 2 * fps + _EPSILON).astype(np.int64)
+    first[known] = np.where(end > lowest, lowest, middle)
+    count[known] = np.maximum(end - lowest, 1)
+    return first, count
+
+
+def frame_rows(durations: np.ndarray, sampling: GridSampling) -> Table:
+    """Rows of the frame axis: one at every k/fps before the end of each video, in (video, time) order.
+
+    Args:
+        durations: length of every video in seconds (n_videos,), NaN where it is not known: no rows.
+        sampling: the grid.
+    """
+    durations = np.asarray(durations, dtype=np.float64)
+    known = np.isfinite(durations) & (durations > 0)
+    counts = np.ceil(np.where(known, durations, 0) * sampling.fps - _EPSILON).astype(np.int64)
+    video = np.repeat(np.arange(len(durations)), counts)
+    k = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    times = k / sampling.fps
+    return {
+        "video": video.astype(np.int32),
+        "clip": np.full(len(k), -1, dtype=np.int32),
+        "k": k.astype(np.int32),
+        "draw": np.zeros(len(k), dtype=np.int16),
+        "start_s": times,
+        "stop_s": times.copy(),
+    }
+
+
+def instants(rows: Table, sampling: ClipSampling | GridSampling) -> np.ndarray:
+    """When each frame of each row is taken: float64 (n_rows, frames), seconds from the video's first frame.
+
+    May be negative or past the video's end: the decoder repeats the edge frame and counts it as padding.
+    """
+    g0 = np.rint(np.asarray(rows["start_s"]) * sampling.fps)[:, None]
+    if isinstance(sampling, GridSampling):
+        return g0 / sampling.fps
+    return (g0 + np.arange(sampling.frames) * sampling.stride) / sampling.fps
+
+
+# ---- seeded draws ----------------------------------------------------------------------------------------
+
+
+def counter_uniform(seed: int, *keys) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64, decided by seed and keys alone, the same on every platform.
+
+    Each key is a str, an int, or an array of them (strings as object or str arrays; uint64 arrays are taken
+    as hashes already); they broadcast against each other.
+    """
+    state = _mix(_as_uint64(seed))
+    for key in keys:
+        hashed = key if isinstance(key, np.ndarray) and key.dtype == np.uint64 else _key_hash(key)
+        state = _mix(state ^ hashed)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _key_hash(key) -> np.ndarray:
+    """uint64 of a key or of an array of keys."""
+    array = np.asarray(key)
+    if array.dtype.kind in "iu":
+        return _as_uint64(array)
+    digests = [hashlib.blake2b(str(value).encode(), digest_size=8).digest() for value in array.reshape(-1)]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64).reshape(array.shape)
+
+
+def _as_uint64(value) -> np.ndarray:
+    return np.atleast_1d(np.asarray(value, dtype=np.int64)).view(np.uint64).reshape(np.shape(value))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64 (Steele, Lea and Flood, OOPSLA 2014): one step of the generator from state x."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
+        x = np.asarray(x) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+# ---- presets ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a dataset is sampled for a family of networks."""
+
+    sampling: ClipSampling | GridSampling
+    resize: dict = field(default_factory=lambda: {"mode": "none"})
+    """Arguments of `extract.transforms.Resize`."""
+
+
+_EPIC_I3D = Preset(ClipSampling(frames=64, stride=2, fps=60.0), {"mode": "squash", "size": 256})
+
+# (dataset family, network family) -> preset; what is not here is sampled as `preset_for` says.
+PRESETS: dict[tuple[str, str], Preset] = {
+    # RGB and flow alike. The published flow has one image for two grid frames, so every second grid instant
+    # shows the next of 64 consecutive flow images, and the windows of the two streams are equal.
+    ("epic55", "i3d"): _EPIC_I3D,
+    ("epic55", "r3d50"): _EPIC_I3D,
+    ("toykitchen", "i3d"): Preset(ClipSampling(16, stride=4, fps=60.0), {"mode": "squash", "size": 112}),
+    ("toykitchen", "efficientnet_lite0"): Preset(GridSampling(fps=2.0)),
+}
+
+FRAME_FPS = 2.0  # of networks that read single frames: detectors, RoI networks, image backbones
+
+# Seconds around a clip's centre from which SAOA takes objects (thesis section 3.3): for nouns and for verbs.
+OBJECT_WINDOWS: dict[str, dict[str, float]] = {
+    "": {"noun": 6.0, "verb": 4.0},
+    "toykitchen": {"noun": 2.0, "verb": 2.0},
+}
+
+
+def object_windows(family: str) -> dict[str, float]:
+    """{"noun": seconds, "verb": seconds} around the clip's centre; `family` as in `Dataset.family`."""
+    return dict(OBJECT_WINDOWS.get(family, OBJECT_WINDOWS[""]))
+
+
+def preset_for(family: str, spec) -> Preset:
+    """How a dataset is sampled for a network.
+
+    `PRESETS` decides where it has an entry. Elsewhere networks that read single frames see 2 a second, and
+    the others what their own spec says (clip_len, stride, fps; for Kinetics networks 64 frames at 25 fps).
+
+    Args:
+        family: `Dataset.family`, the same for all variants of a dataset.
+        spec: a network's spec: family, reads, clip_len, stride, fps, resize.
+    """
+    if preset := PRESETS.get((family, spec.family)):
+        return preset
+    resize = dict(spec.resize)
+    if spec.reads.endswith("_frame"):
+        return Preset(GridSampling(FRAME_FPS), resize)
+    return Preset(ClipSampling(spec.clip_len, spec.stride, spec.fps), resize)

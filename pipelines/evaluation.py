@@ -1,0 +1,189 @@
+"""Figures of a trained head, from stores and a run folder alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from heads import metrics
+from pipelines.run_folder import Run, open_run
+from stores import ClipDataset
+
+__all__ = ["evaluate", "figures", "predict_scores", "prefetch"]
+
+EVALUATION_BATCH = 64
+
+
+def evaluate(
+    run: str | Path | Run,
+    split: str = "val",
+    *,
+    stores: Mapping[str, object] | None = None,
+    device: str | None = None,
+    allow_incomplete: bool = False,
+    allow_seen: bool = False,
+    progress: bool = True,
+) -> dict:
+    """Evaluate a run's best head on a split; the figures are also written to `<run>/metrics_<split>.json`.
+
+    stores: {role: store or path} where they have moved since. Clips without features count as wrong, never as
+    absent, and the coverage says how many there are. Returns what `figures` returns, with `split` and `epoch`.
+
+    Raises UserError: clips that this head or an ancestor of its features was trained on (unless `allow_seen`),
+    stores of another recipe, a split without labels.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    opened = run.open_stores() if stores is None else dict(stores)
+    head, metadata = run.best_head()
+    dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
+    for role in opened:
+        run.check_store(role, dataset.stores[role])
+    if not allow_seen:
+        seen = seen_by(dataset, [run.facts["trained_on"], *run.facts["lineage"]])
+        if seen:
+            raise UserError(f"no figures on split {split!r}: {seen}; evaluate on other clips")
+    known = dataset.labels["verb"] >= 0, dataset.labels["noun"] >= 0
+    if not (known[0].all() and known[1].all()):
+        raise UserError(f"split {split!r} has {int((~(known[0] & known[1])).sum())} clips without labels: no figures")
+    device = pick_device(device)
+    scores = predict_scores(head.to(device), dataset, device, progress=progress)
+    result = {"split": split, "epoch": metadata["epoch"], **figures(scores, dataset, run.prior())}
+    if run.facts["dataset"]["name"].split(":")[0] == "epic55":
+        result["many_shot"] = _many_shot(scores, dataset, run.prior())
+    run.write_json(f"metrics_{split.replace(':', '-')}.json", result)
+    return result
+
+
+def figures(scores: Mapping[str, np.ndarray], dataset: ClipDataset, prior: np.ndarray) -> dict:
+    """Top-1 and top-5 accuracy of verb, noun and action (eq. 3.14), with coverage.
+
+    scores: {"verb": (N, V), "noun": (N, M)} logits in the order of the dataset's items, NaN rows where there are no
+    features. Returns {"verb": {"top1", "top5"}, "noun", "action", "clips", "coverage": share, "rows": counts}.
+    """
+    verb, noun = dataset.labels["verb"], dataset.labels["noun"]
+    places, _ = metrics.action_ranks(scores["verb"], scores["noun"], verb, noun, prior)
+    pairs = prior.size
+    tops = {
+        "verb": metrics.topk_accuracy(scores["verb"], verb),
+        "noun": metrics.topk_accuracy(scores["noun"], noun),
+        "action": [float(np.mean((places < k) & (places < pairs))) for k in (1, 5)],
+    }
+    rows = dataset.coverage()
+    return {
+        **{name: {"top1": top[0], "top5": top[1]} for name, top in tops.items()},
+        "clips": len(dataset),
+        "coverage": rows["ok"] / rows["items"],
+        "rows": rows,
+    }
+
+
+def _many_shot(scores, dataset: ClipDataset, prior) -> dict:
+    """EPIC-55's macro precision and recall over its many-shot classes, counted over all its training segments."""
+    labels = dataset.split_labels("trainval")
+    many = metrics.many_shot(labels["verb"], labels["noun"])
+    full = metrics.epic55(scores["verb"], scores["noun"], dataset.labels["verb"], dataset.labels["noun"], *many, prior)
+    return {name: {k: full[name][k] for k in ("verb", "noun", "action")} for name in ("precision", "recall")}
+
+
+def seen_by(dataset: ClipDataset, lineage: list[dict]) -> str:
+    """Which ancestor was trained on clips of `dataset` ("" if none was): dataset and split of each are compared."""
+    own = dataset.dataset_name
+    for ancestor in lineage:
+        if str(ancestor.get("dataset", "")) != own:
+            continue
+        overlap = int(dataset.in_split(ancestor.get("split") or None).sum())
+        if overlap:
+            who = ancestor.get("name", "an ancestor of its features")
+            return f"{who} was trained on {own} {ancestor.get('split') or '(all)'}, which holds {overlap} of these clips"
+    return ""
+
+
+def clip_dataset(head, stores: Mapping[str, object], split: str, **options) -> ClipDataset:
+    """The ClipDataset that a head reads: its roles, arrays, windows and boxes a frame."""
+    missing = [role for role in head.reads if role not in stores]
+    if missing:
+        raise UserError(f"head needs a store for {', '.join(missing)}")
+    return ClipDataset(
+        {role: stores[role] for role in head.reads},
+        split=split,
+        windows=head.config.windows,
+        boxes_per_frame=getattr(head.config, "boxes_per_frame", 1),
+        arrays=head.reads,
+        **options,
+    )
+
+
+def predict_scores(head, dataset: ClipDataset, device, *, precision: str = "fp32", progress: bool = False) -> dict:
+    """{"verb": (N, V), "noun": (N, M)} float32 logits of every item; NaN where the item has no features."""
+    import torch
+    from tqdm import tqdm
+
+    out = {
+        name: np.full((len(dataset), n), np.nan, np.float32)
+        for name, n in (("verb", head.config.verbs), ("noun", head.config.nouns))
+    }
+    good = np.flatnonzero(dataset.ok)
+    batches = [good[i : i + EVALUATION_BATCH] for i in range(0, len(good), EVALUATION_BATCH)]
+    head.eval()
+    bar = tqdm(prefetch(dataset, batches), total=len(batches), desc="evaluate", disable=not progress, leave=False)
+    with torch.inference_mode(), autocast(device, precision):
+        for indices, batch in zip(batches, bar, strict=True):
+            logits = head(to_device(batch, device))
+            for name, values in out.items():
+                values[indices] = logits[name].float().cpu().numpy()
+    return out
+
+
+# --- batches ---
+
+
+def prefetch(dataset: ClipDataset, batches, workers: int = 2, ahead: int = 4) -> Iterator[dict]:
+    """`dataset.batch` of each list of indices, in order, read by threads at most `ahead` batches early."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        waiting: deque = deque()
+        todo = iter(batches)
+        try:
+            while True:
+                while len(waiting) < ahead and (indices := next(todo, None)) is not None:
+                    waiting.append(pool.submit(dataset.batch, indices))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def to_device(batch, device):
+    """Nested dicts of arrays to tensors on `device`; copies to a GPU do not wait."""
+    import torch
+
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    tensor = torch.from_numpy(np.ascontiguousarray(batch))
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
+
+
+def pick_device(device: str | None) -> str:
+    """The device asked for, else the first GPU if there is one. Raises UserError for one that is not there."""
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    return device
+
+
+def autocast(device: str, precision: str):
+    """Mixed precision for `bf16`, nothing for `fp32`."""
+    import torch
+
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,201 @@
+"""Pictures of a run: where SAOA looked (thesis figure 3.4), and how the training went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from pipelines.evaluation import clip_dataset, to_device
+from pipelines.run_folder import Run, open_run
+
+__all__ = ["attention_pictures", "training_curve"]
+
+FrameAt = Callable[[str, float], np.ndarray]
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+
+
+def attention_pictures(
+    run: str | Path | Run,
+    n: int = 6,
+    *,
+    frame_at: FrameAt,
+    split: str = "val",
+    stores: Mapping[str, object] | None = None,
+    clips: Sequence[str] | None = None,
+    class_names: Mapping[str, Sequence[str]] | None = None,
+    frames_shown: int = 4,
+    allow_incomplete: bool = False,
+) -> list[Path]:
+    """One PNG a clip in `<run>/pictures`: its most attended frames with their boxes and both attentions.
+
+    frame_at: (video name, seconds) -> (H, W, 3) uint8, the frame shown at that instant, in display orientation.
+    clips: clip ids; by default n clips evenly spaced over the split. class_names: {"verb": [...], "noun": [...]},
+    by default those the store names, else the numbers. Under each frame stand the weights of its boxes for the noun
+    ("verb attends noun") and for the verb ("noun attends verb"), as shares of the whole list, in percent.
+
+    Raises UserError: a head without attention, a clip that is not in the split.
+    """
+    import torch
+
+    run = run if isinstance(run, Run) else open_run(run)
+    head, _ = run.best_head()
+    if "objects" not in head.reads:
+        raise UserError(f"{run.path}: head {run.head_name} reads no objects, so there is no attention to show")
+    opened = run.open_stores() if stores is None else stores
+    dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
+    items = _chosen(dataset, clips, n)
+    batch = dataset.batch(items)
+    with torch.inference_mode():
+        out = {key: value.numpy() for key, value in head(to_device(batch, "cpu")).items()}
+    names = class_names or dataset.stores["verb"].manifest.dataset.get("class_names") or {}
+    paths = []
+    for i, item in enumerate(items):
+        clip = dataset.clip_ids[dataset.clips[item]]
+        frames = _frames(batch, out, i, dataset.boxes_per_frame)
+        title = _title(clip, batch, out, i, names)
+        path = run.path / "pictures" / f"attention_{str(clip).replace('/', '_')}.png"
+        video = dataset.video_names[dataset.videos[item]]
+        paths.append(_draw(path, title, _most_attended(frames, frames_shown), lambda t, v=video: frame_at(v, t)))
+    return paths
+
+
+def _chosen(dataset, clips: Sequence[str] | None, n: int) -> list[int]:
+    if clips is None:
+        good = np.flatnonzero(dataset.ok)
+        return good[np.unique(np.linspace(0, len(good) - 1, min(n, len(good))).astype(int))].tolist() if len(good) else []
+    where = {str(dataset.clip_ids[clip]): item for item, clip in enumerate(dataset.clips)}
+    lost = [clip for clip in clips if str(clip) not in where]
+    if lost:
+        raise UserError(f"clip {lost[0]!r} is not in this split")
+    return [where[str(clip)] for clip in clips]
+
+
+def _frames(batch: dict, out: dict, i: int, k: int) -> dict[float, dict]:
+    """{time: {"boxes": (k, 4), "noun": (k,) or None, "verb": (k,) or None}} of clip i, masked boxes with weight NaN."""
+    frames: dict[float, dict] = {}
+    for name in ("noun", "verb"):
+        part = batch[f"objects_{name}"]
+        mask = part["mask"][i].reshape(-1, k)
+        weights = np.where(mask, out[f"attention_{name}"][i].reshape(-1, k), np.nan)
+        for row in np.flatnonzero(mask.any(axis=1)):
+            time = float(part["time_s"][i].reshape(-1, k)[row][mask[row]][0])
+            frame = frames.setdefault(time, {"boxes": part["boxes"][i].reshape(-1, k, 4)[row], "noun": None, "verb": None})
+            frame[name] = weights[row]
+    return frames
+
+
+def _most_attended(frames: Mapping[float, dict], n: int) -> list[tuple[float, dict]]:
+    """The n frames that both branches together look at most, in time order."""
+
+    def weight(time):
+        return sum(np.nansum(frames[time][name]) for name in ("noun", "verb") if frames[time][name] is not None)
+
+    return [(time, frames[time]) for time in sorted(sorted(frames, key=weight)[-n:])]
+
+
+def _title(clip: str, batch: dict, out: dict, i: int, names: Mapping) -> str:
+    def words(verb, noun):
+        said = []
+        for label, value in (("verb", verb), ("noun", noun)):
+            known = names.get(label) or ()
+            said.append(str(known[value]) if 0 <= value < len(known) else f"{label} {value}")
+        return " ".join(said)
+
+    truth = words(*(int(batch["labels"][label][i]) for label in ("verb", "noun")))
+    guess = words(*(int(out[label][i].argmax()) for label in ("verb", "noun")))
+    return f"{clip}     truth: {truth}     predicted: {guess}"
+
+
+def _draw(path: Path, title: str, frames: list[tuple[float, dict]], frame_at: Callable) -> Path:
+    plt = _pyplot()
+    columns = max(1, len(frames))
+    figure, axes = plt.subplots(1, columns, figsize=(3.6 * columns, 3.9), squeeze=False)
+    for axis in axes[0]:
+        axis.axis("off")
+    for axis, (time, frame) in zip(axes[0], frames, strict=False):
+        image = frame_at(time)
+        height, width = image.shape[:2]
+        axis.imshow(image)
+        for j, (x0, y0, x1, y1) in enumerate(frame["boxes"]):
+            if x1 <= x0 or y1 <= y0:
+                continue
+            colour = COLOURS[j % len(COLOURS)]
+            corner = (x0 * width, y0 * height)
+            box = plt.Rectangle(corner, (x1 - x0) * width, (y1 - y0) * height, fill=False, ec=colour, lw=1.8)
+            axis.add_patch(box)
+            label = {"color": "white", "fontsize": 7, "va": "top", "bbox": {"fc": colour, "ec": "none", "pad": 1}}
+            axis.text(*corner, str(j + 1), **label)
+        axis.set_title(f"{time:.1f} s", fontsize=9)
+        for line, name in enumerate(("noun", "verb")):
+            _weights(axis, name, frame[name], 0.06 + 0.085 * line)
+    if not frames:
+        axes[0, 0].text(0.5, 0.5, "no objects were seen", ha="center")
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _weights(axis, name: str, weights: np.ndarray | None, below: float) -> None:
+    """One line under a picture: the weights in percent, each in its box's colour, the largest bold."""
+    style = {"transform": axis.transAxes, "fontsize": 8, "va": "center"}
+    axis.text(0, -below, f"{name}, %", **style)
+    if weights is None or np.isnan(weights).all():
+        axis.text(0.2, -below, "outside the window" if weights is None else "no box", **style, color="gray")
+        return
+    for j, weight in enumerate(weights):
+        if not np.isnan(weight):
+            bold = "bold" if j == np.nanargmax(weights) else "normal"
+            place = 0.2 + 0.8 * j / len(weights)
+            axis.text(place, -below, f"{100 * weight:.1f}", **style, color=COLOURS[j % len(COLOURS)], weight=bold)
+
+
+def training_curve(run: str | Path | Run) -> Path:
+    """`<run>/pictures/training_curve.png`: loss, and validation top-1 of verb, noun and action by epoch.
+
+    Raises UserError when no epoch is finished.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    log = run.log()
+    if not log:
+        raise UserError(f"{run.path} has no finished epoch to draw")
+    plt = _pyplot()
+    epochs = [row["epoch"] for row in log]
+    figure, loss = plt.subplots(figsize=(6.4, 4.2))
+    loss.plot(epochs, [row["loss"] for row in log], color="black", label="training loss")
+    loss.set_xlabel("epoch")
+    loss.set_ylabel("training loss")
+    loss.set_ylim(bottom=0)
+    lines = loss.get_lines()
+    if "val_verb_top1" in log[-1]:
+        accuracy = loss.twinx()
+        for name, colour in (("verb", COLOURS[0]), ("noun", COLOURS[1]), ("action", COLOURS[2])):
+            values = [100 * row[f"val_{name}_top1"] for row in log]
+            accuracy.plot(epochs, values, color=colour, label=f"{name} top-1 (validation)")
+        accuracy.set_ylabel("top-1, %")
+        accuracy.set_ylim(0, 103)
+        lines = [*lines, *accuracy.get_lines()]
+    loss.xaxis.get_major_locator().set_params(integer=True)
+    loss.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+    loss.set_title(f"{run.head_name} on {run.facts['dataset']['name']}, seed {run.facts['seed']}", fontsize=10)
+    figure.tight_layout()
+    path = run.path / "pictures" / "training_curve.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _pyplot():
+    """matplotlib without a display; imported when a picture is drawn, not before."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

@@ -1,0 +1,400 @@
+"""From what was asked to what will be done: which stores, which rows, which recipe. Reads headers, never frames.
+
+`plan_extraction` turns one `Extraction` (the options of the command line) into a list of `Job`s, one a store.
+A job is everything decided before the first frame is read; `pipelines.extraction` carries it out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from extract.datasets import Dataset, load_dataset, missing_videos, select_split
+from extract.decode import DECODE_RULE, VideoError, quick_probe
+from extract.networks import NetworkSpec, network_spec
+from extract.sampling import ClipSampling, GridSampling, clip_rows, frame_rows, preset_for
+from extract.sampling import instants as instants_of
+from extract.transforms import Resize, geometry
+from pipelines.boxes import GivenBoxes, dataset_boxes, read_boxes
+from pipelines.probes import ProbeCache
+from stores import ArraySpec, Layout, Manifest, plan_layout, store_bytes, units
+
+__all__ = ["Extraction", "Job", "plan_extraction"]
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+DTYPES = ("float16", "float32")
+# What each head reads of a clip network's store: the default of --keep.
+KEEP_FOR_HEAD = {"saoa": ("spatial", "vector"), "whole_frame": ("vector",)}
+DEFAULT_KEEP = ("spatial", "vector")
+DEFAULT_DRAWS = 4
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What the user asks of stage one. Every field is an option of `cli.py extract`; checked on creation."""
+
+    dataset: str
+    backbone: str | None = None
+    detector: str | None = None
+    # where things are
+    data: str | Path | None = None  # root of all datasets; default CLIPBANK_DATA
+    videos: str | Path | None = None  # folder of videos of one's own CSV
+    features: tuple[str | Path, ...] = ()  # feature roots, the first is written; default CLIPBANK_FEATURES or ./features
+    # the network
+    name: str | None = None  # the store's name; default the network's
+    weights: tuple[str, ...] = ()  # PATH, random:SEED, or NETWORK=PATH
+    layer: str | None = None
+    boxes: str | None = None  # "dataset" or a CSV: RoI features of given boxes
+    roi_feature: str | None = None  # pooled | fc
+    flow: str | None = None
+    # what is stored
+    for_head: str | None = None
+    keep: tuple[str, ...] = ()
+    only: bool = False
+    draws: int | None = None  # random-centre clips a training segment
+    seed: int = 0
+    dtype: str = "float16"
+    # how it is computed
+    precision: str = "fp32"
+    decoder: str = "pyav"
+    unit_rows: int | None = None
+    batch_size: int | None = None
+    # which part of it now
+    split: str | None = None  # part, or scheme:part
+    limit: int | None = None
+    shard: tuple[int, int] | None = None
+    missing: str = "error"
+    retry_failed: bool = False
+
+    def __post_init__(self):
+        if (self.backbone is None) == (self.detector is None):
+            raise UserError("give one of --backbone and --detector")
+        _one_of("--precision", self.precision, PRECISIONS)
+        _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--missing", self.missing, ("error", "skip"))
+        if self.for_head is not None:
+            _one_of("--for", self.for_head, tuple(KEEP_FOR_HEAD))
+        for flag, value, least in [("--draws", self.draws, 0), ("--limit", self.limit, 1),
+                                   ("--unit-rows", self.unit_rows, 1), ("--batch-size", self.batch_size, 1)]:
+            if value is not None and value < least:
+                raise UserError(f"{flag} must be at least {least}, got {value}")
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise UserError(f"--shard i/n needs 0 <= i < n, got {self.shard[0]}/{self.shard[1]}")
+        if self.flow is not None:
+            raise UserError("--flow computes optical flow, which this version cannot do: extract i3d_flow from published"
+                            " flow folders, <data>/<dataset>/flow_frames/<video>/{u,v}/frame_0000000001.jpg")
+
+    @property
+    def feature_roots(self) -> list[Path]:
+        return feature_roots(self.features)
+
+
+def feature_roots(given: tuple[str | Path, ...] = ()) -> list[Path]:
+    """The feature roots in order: those given, else CLIPBANK_FEATURES (path-separated), else ./features."""
+    if given:
+        return [Path(root) for root in given]
+    listed = [root for root in os.environ.get("CLIPBANK_FEATURES", "").split(os.pathsep) if root]
+    return [Path(root) for root in listed] or [Path("features")]
+
+
+def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+
+
+# ---- jobs --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One store, decided whole before its first frame is read."""
+
+    request: Extraction
+    name: str  # of the store
+    network: str
+    options: dict  # of the network
+    weights: str | None
+    spec: NetworkSpec
+    keep: tuple[str, ...]  # arrays of the network that are stored
+    dataset: Dataset
+    sampling: ClipSampling | GridSampling
+    draws: int
+    boxes: GivenBoxes | None
+    durations: np.ndarray  # seconds a video, NaN where unknown (only grid axes and open-ended clips ask)
+    missing: list[str]  # videos that are not on disk
+
+    @property
+    def path(self) -> Path:
+        return self.request.feature_roots[0] / self.dataset.name / f"{self.name}.zarr"
+
+    @property
+    def probe_cache(self) -> ProbeCache:
+        return ProbeCache(self.path.parent / ".probes")
+
+    @property
+    def reads(self) -> str:
+        return "flow" if self.spec.reads == "flow" else "rgb"
+
+    @property
+    def grid_fps(self) -> float | None:
+        """Rate of the numbering of frame folders, frames a second."""
+        return self.dataset.grid_fps
+
+    @cached_property
+    def resize(self) -> Resize:
+        return Resize(**self.spec.resize)
+
+    @cached_property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """What the store keeps of every row; "feature" arrays in the asked dtype."""
+        return {
+            name: ArraySpec(shape, self.request.dtype if dtype == "feature" else dtype)
+            for name, (shape, dtype) in self.spec.outputs.items()
+            if name in self.keep
+        } | {"n_padded": ArraySpec((), "int16")}
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Every row that the store has, whatever part of it is computed now: video, clip, k, draw, start_s, stop_s."""
+        if isinstance(self.sampling, GridSampling):
+            return frame_rows(self.durations, self.sampling)
+        return clip_rows(self.dataset.clips, self.sampling, self.draws, self.request.seed, durations=self.durations)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return plan_layout(self.arrays, self.spec.unit_rows, unit_rows=self.request.unit_rows,
+                           batch_size=self.request.batch_size or self.spec.batch_size)
+
+    @cached_property
+    def wanted(self) -> np.ndarray:
+        """(N,) bool: the rows of --split."""
+        if self.request.split is None:
+            return np.ones(len(self.rows["video"]), bool)
+        clips = select_split(self.dataset.clips, self.request.split)
+        if isinstance(self.sampling, ClipSampling):
+            return clips[self.rows["clip"]]
+        return np.isin(self.rows["video"], self.dataset.clips["video"][clips])
+
+    def instants(self, rows: dict[str, np.ndarray]) -> np.ndarray:
+        """float64 (n, T): the instants at which the frames of these rows are taken."""
+        return instants_of(rows, self.sampling)
+
+    def boxes_of(self, rows: dict[str, np.ndarray], row: int) -> np.ndarray | None:
+        """float32 (n, 4) given boxes of a row, XYXY relative to the frame; None for networks that take none."""
+        if self.boxes is None:
+            return None
+        within = 0.5 / self.sampling.fps
+        return self.boxes.at(int(rows["video"][row]), float(rows["start_s"][row]), within)
+
+    def geometry(self, width: int, height: int) -> list[float]:
+        """(sx, sy, ox, oy) from relative frame coordinates to cells of this store's map (relative for detectors)."""
+        outputs = self.spec.outputs
+        shape = next((outputs[name][0] for name in ("spatial", "map") if name in outputs), None)
+        if shape is None:
+            return [1.0, 1.0, 0.0, 0.0]
+        return [float(value) for value in geometry(self.resize, width, height, shape[-3], shape[-2])]
+
+    def recipe(self, network) -> dict:
+        """Everything that determines a row's values from its window (DESIGN section 3)."""
+        return {
+            "network": network.spec.recipe(),
+            "weights": network.weights_hash,
+            "sampling": {"axis": self.sampling.axis, **asdict(self.sampling)},
+            "decoder": {"family": self.request.decoder, "rule": DECODE_RULE},
+            "precision": self.request.precision,
+            "dtype": self.request.dtype,
+            **({"boxes": self.boxes.digest} if self.boxes else {}),
+        }
+
+    def manifest(self, network) -> Manifest:
+        """What the new store will say about itself."""
+        return Manifest(
+            arrays=self.arrays,
+            layout=self.layout,
+            recipe=self.recipe(network),
+            spec={**network.spec.to_json(), "weights_origin": network.weights_origin,
+                  "created_with": {"name": self.network, "options": self.options}},
+            dataset={
+                "name": self.dataset.name,
+                "family": self.dataset.family,
+                "annotation_hash": self.dataset.annotation_hash,
+                "classes": self.dataset.classes,
+                "class_names": self.dataset.class_names,
+                "axis": self.sampling.axis,
+                "draws": self.draws,
+                "seed": self.request.seed,
+            },
+            lineage=network.lineage,
+            extents=((0, len(self.rows["video"])),),
+        )
+
+
+def plan_extraction(
+    request: Extraction,
+    *,
+    headers_only: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str, int], object] | None = None,
+) -> list[Job]:
+    """The stores that a request makes, the one it names first.
+
+    headers_only: durations come from headers (`plan`: fast, and nothing is written); otherwise videos whose
+    duration matters are probed in full, which is cached. Raises `UserError` for anything that cannot work.
+    """
+    main = network_spec(request.backbone or request.detector, **_layer_option(request))
+    media = "flow" if main.reads == "flow" else "rgb"
+    dataset = load_dataset(request.dataset, data_root=request.data, videos=request.videos, media=media)
+    missing = missing_videos(dataset)
+    if missing and request.missing == "error":
+        raise UserError(_missing_message(dataset, missing, media))
+    if len(missing) == len(dataset.videos["name"]):
+        raise UserError(_missing_message(dataset, missing, media))
+    jobs = [_job(request, dataset, missing, request.backbone or request.detector, request.boxes, first=True,
+                 headers_only=headers_only, progress=progress)]
+    extra = _other_store(request, dataset, jobs[0])
+    if extra is not None:
+        network, boxes = extra
+        objects = dataset if media == "rgb" else load_dataset(request.dataset, data_root=request.data)
+        gone = missing_videos(objects)
+        jobs.append(_job(request, objects, gone, network, boxes, first=False, headers_only=headers_only,
+                         progress=progress))
+    for job in jobs:
+        announce(f"{job.path}: {len(job.rows['video']):,} rows, {len(units((0, len(job.rows['video'])), job.layout.unit_rows)):,}"
+                 f" units, {sum(store_bytes(job.arrays, len(job.rows['video'])).values()) / 2**30:.2f} GiB before compression")
+    if missing:
+        announce(f"{len(missing)} of {len(dataset.videos['name'])} videos are not on disk; their rows wait")
+    return jobs
+
+
+def _layer_option(request: Extraction) -> dict:
+    return {"layer": request.layer} if request.layer else {}
+
+
+def _job(request, dataset, missing, network, boxes, *, first, headers_only, progress) -> Job:
+    options = _layer_option(request) if first else {}
+    given = None
+    if boxes is not None:
+        options["boxes"] = True
+    if first and request.roi_feature:
+        options["roi_feature"] = request.roi_feature
+    spec = network_spec(network, **options)
+    chosen = preset_for(dataset.family, spec)
+    if isinstance(chosen.sampling, ClipSampling):
+        options |= {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps,
+                    "resize": dict(chosen.resize)}
+        spec = network_spec(network, **options)
+    if boxes is not None:
+        given = dataset_boxes(dataset) if boxes == "dataset" else read_boxes(Path(boxes), dataset)
+    draws = 0
+    if isinstance(chosen.sampling, ClipSampling):
+        draws = request.draws if request.draws is not None else DEFAULT_DRAWS
+    name = (request.name if first else None) or spec.name.rpartition(":")[2] + ("_boxes" if given else "")
+    job = Job(
+        request=request, name=name, network=network, options=options, weights=_weights_of(request, spec.name, first),
+        spec=spec, keep=_keep(request, spec, first), dataset=dataset, sampling=chosen.sampling, draws=draws, boxes=given,
+        durations=np.full(len(dataset.videos["name"]), np.nan), missing=missing,
+    )
+    if isinstance(chosen.sampling, GridSampling) or np.isnan(dataset.clips["stop_s"]).any():
+        job.durations[:] = _durations(job, headers_only, progress)
+    return job
+
+
+def _durations(job: Job, headers_only: bool, progress) -> np.ndarray:
+    """Length of every video in seconds, NaN for those that are not there or cannot be read."""
+    paths = {i: path for i in range(len(job.dataset.videos["name"])) if (path := job.dataset.video_path(i)) is not None}
+    found = np.full(len(job.dataset.videos["name"]), np.nan)
+    if headers_only:
+        for i, path in paths.items():
+            try:
+                found[i] = quick_probe(path, grid_fps=job.grid_fps, reads=job.reads)[1] or np.nan
+            except VideoError:
+                continue  # listed, with its reason, when it is extracted
+        return found
+    bar = progress(f"probing {job.dataset.name}", len(paths)) if progress else None
+    results = job.probe_cache.get_many(list(paths.values()), grid_fps=job.grid_fps, reads=job.reads,
+                                       progress=(lambda *_: bar.update(1)) if bar else None)
+    if bar is not None:
+        bar.close()
+    for i, result in zip(paths, results, strict=True):
+        if not isinstance(result, VideoError):
+            found[i] = result.duration_s
+    return found
+
+
+def _keep(request: Extraction, spec: NetworkSpec, first: bool) -> tuple[str, ...]:
+    if spec.kind != "backbone":
+        return tuple(spec.outputs)
+    asked = request.keep if first and request.keep else KEEP_FOR_HEAD.get(request.for_head or "", DEFAULT_KEEP)
+    unknown = [name for name in asked if name not in spec.outputs]
+    if unknown and first and request.keep:
+        raise UserError(f"--keep {','.join(asked)}: {spec.name} has no array {', '.join(unknown)};"
+                        f" it has {', '.join(spec.outputs)}")
+    return tuple(name for name in spec.outputs if name in asked)
+
+
+def _weights_of(request: Extraction, network: str, first: bool) -> str | None:
+    """What --weights says of this network: NETWORK=VALUE, a bare random:SEED for all, a bare path for the one named."""
+    chosen = None
+    for value in request.weights:
+        name, equals, path = value.partition("=")
+        if equals and name == network:
+            return path
+        if not equals and (first or value.startswith("random:")):
+            chosen = value
+    return chosen
+
+
+def _other_store(request: Extraction, dataset: Dataset, main: Job) -> tuple[str, str | None] | None:
+    """The store beside the clip network's that SAOA reads: (network, boxes), or None."""
+    if request.only or request.backbone is None or main.sampling.axis != "clip":
+        return None
+    implied = request.for_head is None and {"verb", "noun"} <= set(dataset.clips) and not request.boxes
+    if not (implied or request.for_head == "saoa"):
+        return None
+    network = dataset.saoa.get("objects", "faster_rcnn_r50_fpn")
+    if network_spec(network).kind == "detector":
+        return network, None
+    if dataset.boxes is None:
+        raise UserError(f"dataset {dataset.name} names {network} for objects but has no boxes; use --only or --boxes CSV")
+    return network, "dataset"
+
+
+def _missing_message(dataset: Dataset, missing: list[str], media: str) -> str:
+    shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+    folders = " or ".join({"rgb": ("videos/", "rgb_frames/"), "flow": ("flow_frames/",)}[media])
+    if len(missing) == len(dataset.videos["name"]) and media == "flow":
+        return (f"dataset {dataset.name}: no flow frames under {dataset.root} (looked in {folders}<video>/u and v):"
+                " put the published flow there; computing flow from the videos is not part of this version")
+    return (f"dataset {dataset.name}: {len(missing)} of {len(dataset.videos['name'])} videos are not on disk under"
+            f" {dataset.root} (looked in {folders}): {shown}. Put them there, or go on without them: --missing skip")
+
+
+def describe_jobs(jobs: list[Job], time_row: Callable[[Job], float | None] | None = None) -> list[dict]:
+    """What each job would make: rows, units, bytes, hours, as plain facts for printing."""
+    facts = []
+    for job in jobs:
+        n = len(job.rows["video"])
+        seconds = time_row(job) if time_row else None
+        wanted = int(job.wanted.sum() if job.request.limit is None else min(job.request.limit, job.wanted.sum()))
+        facts.append({
+            "store": str(job.path),
+            "network": job.spec.name,
+            "axis": job.sampling.axis,
+            "rows": n,
+            "rows_now": wanted,
+            "units": len(units((0, n), job.layout.unit_rows)),
+            "unit_rows": job.layout.unit_rows,
+            "arrays": {name: [*array.row_shape, array.dtype] for name, array in job.arrays.items()},
+            "bytes": sum(store_bytes(job.arrays, n).values()),
+            "videos": len(job.dataset.videos["name"]),
+            "videos_missing": len(job.missing),
+            "seconds_a_row": seconds,
+            "network_hours": None if seconds is None else round(seconds * wanted / 3600, 3),
+        })
+    return facts

@@ -1,0 +1,186 @@
+"""What a trained head leaves behind, as files that any program reads.
+
+    run.json             what was trained on what: head, settings, stores by recipe and seal, lineage, versions
+    best.safetensors     the head with the best validation figure; its config is in the metadata
+    last.safetensors     the head and the optimiser's momentum after the last finished epoch: where a rerun goes on
+    action_prior.npy     mu(verb, noun) of the training clips (thesis eq. 3.14)
+    log.csv              one line an epoch
+    metrics.json         figures of the best head; metrics_<split>.json of later evaluations
+    pictures/            attention over boxes, training curve
+
+Every file is written whole or not at all.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from heads import create_head, get_head
+from stores import open_store
+from stores.manifest import recipe_difference, write_durable
+
+__all__ = ["Run", "load_tensors", "open_run", "save_tensors", "store_facts"]
+
+_ASIDE = ("made", "format")  # facts that may differ between a run and its resumption
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what its run.json says."""
+
+    path: Path
+    facts: dict
+
+    @property
+    def head_name(self) -> str:
+        return self.facts["head"]["name"]
+
+    @property
+    def classes(self) -> dict[str, int]:
+        return self.facts["dataset"]["classes"]
+
+    def create_head(self):
+        """A new head of this run's config, with its initial weights."""
+        return create_head(self.head_name, **self.facts["head"]["config"])
+
+    def best_head(self):
+        """(head with the best checkpoint, checkpoint's metadata). Raises UserError if training never got that far."""
+        if not (self.path / "best.safetensors").is_file():
+            raise UserError(f"{self.path} has no best.safetensors: its training has not finished an epoch; run it again")
+        head = self.create_head()
+        tensors, metadata = load_tensors(self.path / "best.safetensors")
+        head.load_state_dict(tensors)
+        return head.eval(), metadata
+
+    def prior(self) -> np.ndarray:
+        """mu(verb, noun): (verbs, nouns) float64."""
+        return np.load(self.path / "action_prior.npy", allow_pickle=False)
+
+    def open_stores(self) -> dict:
+        """The stores it was trained on, by role. Raises UserError if one is gone or holds another recipe now."""
+        opened, by_path = {}, {}
+        for role, fact in self.facts["stores"].items():
+            if fact["path"] not in by_path:
+                if not Path(fact["path"]).exists():
+                    raise UserError(f"{self.path}: its {role} store is not at {fact['path']} any more; say where it is now")
+                by_path[fact["path"]] = open_store(fact["path"])
+            store = opened[role] = by_path[fact["path"]]
+            self.check_store(role, store)
+        return opened
+
+    def check_store(self, role: str, store) -> None:
+        """Refuses a store whose recipe is not the one that this run was trained on."""
+        fact = self.facts["stores"].get(role)
+        if fact is None:
+            raise UserError(f"{self.path}: head {self.head_name} reads no {role} store")
+        if store.manifest.recipe_hash != fact["recipe"]:
+            lines = recipe_difference(fact["recipe_fields"], store.manifest.recipe)
+            raise UserError(f"{store.path} is not what {self.path} was trained on ({role}): " + "; ".join(lines))
+
+    def log(self) -> list[dict]:
+        """log.csv as one dict an epoch, numbers as floats; empty cells are left out."""
+        if not (self.path / "log.csv").is_file():
+            return []
+        with open(self.path / "log.csv", newline="") as lines:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
+
+    def write_log(self, history: list[dict]) -> None:
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_durable(self.path / "log.csv", text.getvalue().encode())
+
+    def write_json(self, name: str, value) -> None:
+        write_durable(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+
+    def write_prior(self, prior: np.ndarray) -> None:
+        data = io.BytesIO()
+        np.save(data, prior, allow_pickle=False)
+        write_durable(self.path / "action_prior.npy", data.getvalue())
+
+
+def open_run(path: str | Path) -> Run:
+    """A run that `train_head` made. Raises UserError when there is none at `path`."""
+    path = Path(path)
+    try:
+        facts = json.loads((path / "run.json").read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is no run folder: it has no run.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}/run.json is damaged ({error}); train again into a new folder") from None
+    if facts.get("format") != 1:
+        raise UserError(f"{path}/run.json has format {facts.get('format')!r}; this version reads format 1")
+    return Run(path, facts)
+
+
+def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
+    """Create a run folder, or open the one that is there for the same training: (run, it was there).
+
+    Raises UserError when another training lives there; the message lists the fields that differ.
+    """
+    path = Path(path)
+    facts = json.loads(json.dumps({"format": 1, **facts}))
+    if (path / "run.json").is_file():
+        there = open_run(path)
+        lines = recipe_difference(_identity(there.facts), _identity(facts))
+        if lines:
+            raise UserError(f"{path} holds another training; choose another --out. " + "; ".join(lines).replace("the store", "it"))
+        return Run(path, {**there.facts, "stores": facts["stores"]}), True
+    path.mkdir(parents=True, exist_ok=True)
+    run = Run(path, facts)
+    run.write_json("run.json", facts)
+    return run, False
+
+
+def _identity(facts: dict) -> dict:
+    stores = {role: {"recipe": fact["recipe"]} for role, fact in facts["stores"].items()}
+    return {**{key: value for key, value in facts.items() if key not in _ASIDE}, "stores": stores}
+
+
+def store_facts(store) -> dict:
+    """How a run names a store: where it lay, its recipe, its seal, and whose weights made it."""
+    manifest = store.manifest
+    return {
+        "path": str(Path(store.path).resolve()),
+        "recipe": manifest.recipe_hash,
+        "recipe_fields": manifest.recipe,
+        "seal": manifest.seal,
+    }
+
+
+def head_facts(name: str, config) -> dict:
+    """How a run names a head: name, config, and for one's own file its hash."""
+    facts = {"name": name, "config": asdict(config)}
+    if name.startswith("py:"):
+        get_head(name)  # says so if there is no such file
+        path = name.removeprefix("py:").rpartition(":")[0]
+        facts["file_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return facts
+
+
+def save_tensors(path: Path, tensors: dict, metadata: dict) -> None:
+    """Write tensors as safetensors with `metadata` (JSON) inside, whole or not at all."""
+    from safetensors.torch import save
+
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_durable(path, save(flat, metadata={"clipbank": json.dumps(metadata)}))
+
+
+def load_tensors(path: Path) -> tuple[dict, dict]:
+    """(tensors, metadata) that `save_tensors` wrote. Raises UserError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads(file.metadata()["clipbank"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged or not a clipbank checkpoint ({error})") from error

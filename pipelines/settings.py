@@ -1,0 +1,52 @@
+"""`--set key=value`: typed by the fields of a config, with errors that help."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import get_type_hints
+
+from errors import UserError
+
+__all__ = ["parse_settings", "settings_of"]
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def settings_of(config: type) -> dict[str, type]:
+    """{field name: type} of a config dataclass."""
+    hints = get_type_hints(config)
+    return {field.name: hints[field.name] for field in fields(config)}
+
+
+def parse_settings(given: Mapping[str, object] | Iterable[str], known: Mapping[str, type]) -> dict[str, object]:
+    """{"lr": 0.01} or ["lr=0.01"] -> typed values. Raises UserError for a key that is not there (naming the nearest
+    that are) or a value of another type."""
+    if isinstance(given, Mapping):
+        pairs = list(given.items())
+    else:
+        pairs = []
+        for text in given:
+            key, equals, value = str(text).partition("=")
+            if not equals:
+                raise UserError(f"--set {text}: write key=value")
+            pairs.append((key.strip(), value.strip()))
+    return {key: _typed(key, value, known) for key, value in pairs}
+
+
+def _typed(key: str, value: object, known: Mapping[str, type]):
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+        hint = f"near it are {', '.join(near)}" if near else f"there are {', '.join(sorted(known))}"
+        raise UserError(f"--set {key}: no such setting; {hint}")
+    kind = known[key]
+    try:
+        if kind is bool:
+            return value if isinstance(value, bool) else _BOOLEANS[str(value).lower()]
+        if kind is int and not (isinstance(value, (int, str)) and not isinstance(value, bool)):
+            raise ValueError
+        return kind(value)
+    except (KeyError, ValueError, TypeError):
+        article = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, kind.__name__)
+        raise UserError(f"--set {key}={value}: {key} is {article}") from None

@@ -1,0 +1,69 @@
+"""The videos of one job: opened by decode threads, probed once, and compared with what the store knows of them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from extract.decode import FrameSource, VideoError, open_source
+from pipelines.planning import Job
+from stores import OK, Store
+
+WAITING = ("growing", "missing")  # a video that may be usable later: its rows stay pending
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A video's frames, or (reason code, line) why its rows fail, or neither: they stay pending."""
+
+    source: FrameSource | None = None
+    failure: tuple[str, str] | None = None
+
+
+class Videos:
+    """Frame sources by the store's video number. Each thread keeps the source it used last: units go forward."""
+
+    def __init__(self, job: Job, store: Store, threads: int):
+        self.job = job
+        self.store = store
+        self.threads = threads
+        self.changed: list[str] = []
+        self._lock = threading.Lock()
+        self._mine = threading.local()
+        self._paths = {name: job.dataset.video_path(i) for i, name in enumerate(job.dataset.videos["name"])}
+
+    def open(self, video: int) -> Opened:
+        """The video, probed and recorded in the store if this is the first time that any process sees it."""
+        if getattr(self._mine, "video", None) == video:
+            return self._mine.opened
+        if getattr(self._mine, "video", None) is not None and self._mine.opened.source is not None:
+            self._mine.opened.source.close()
+        self._mine.video, self._mine.opened = video, self._open(video)
+        return self._mine.opened
+
+    def _open(self, video: int) -> Opened:
+        name = self.store.videos["name"][video]
+        path, job = self._paths[name], self.job
+        try:
+            found = job.probe_cache.get(path, grid_fps=job.grid_fps, reads=job.reads)
+            if not self._record(name, video, found):
+                return Opened()
+            return Opened(open_source(path, decoder=job.request.decoder, grid_fps=job.grid_fps, reads=job.reads,
+                                      threads=self.threads))
+        except VideoError as error:
+            return Opened() if error.reason in WAITING else Opened(failure=(error.reason, str(error)))
+
+    def _record(self, name: str, video: int, found) -> bool:
+        """Write the probe, or compare it with the one there; False if the video's content is not what it was."""
+        with self._lock:
+            known = self.store.probe(name)
+            if known is not None and known["content_hash"] != found.content_hash:
+                if (self.store.status()[self.store.rows["video"] == video] == OK).any():
+                    if name not in self.changed:
+                        self.changed.append(name)
+                    return False
+                known = None  # nothing was computed from the old file: the new one takes its place
+            if known is None:
+                geometry = self.job.geometry(found.width, found.height)
+                self.store.write_probe(name, {**found.to_json(), "geometry": geometry})
+            return True

@@ -1,0 +1,435 @@
+"""Stores joined clip by clip: what a head trains on, and what one's own DataLoader can read.
+
+Nothing here knows torch. Batches are read whole, one read a store and array, because a store answers a batch several
+times faster than its rows one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from stores.manifest import ABSENT, FAILED, OK, PENDING
+from stores.reader import open_store
+
+__all__ = ["ClipDataset"]
+
+_AGREE_S = 1e-3  # joined windows may differ by this much
+
+
+class ClipDataset:
+    """Clips of one dataset with their features from several stores.
+
+    `stores` maps a role to a store or its path. Roles named in `windows` are stores of boxes on the frame axis;
+    all others are clip stores, and the first of them says which clips there are. `windows` maps a list to its
+    length in seconds: `{"objects": 6}`, or several lists of one store, `{"objects_noun": 6, "objects_verb": 4}`.
+
+    `split`: `train`, `val`, `trainval`, `[scheme:]part[+part]`, None for all clips. `draws`: which draws of a clip
+    are items; by default all its random draws for training splits, or the centre clip (draw 0) where it has none and
+    on every other split. `arrays`: role -> arrays to read, by default all but `n_padded`. `labels`: the role whose
+    labels count, needed when stores disagree.
+
+    An item is one (clip, draw). `batch(indices)` returns, with B = len(indices):
+
+        {role: {array: (B, ...), "geometry": (B, 4) float32 if the store has maps}}     zeros where the row is not ok
+        {list: {array: (B, F * K, ...), "boxes": (B, F * K, 4) float32 XYXY relative to the frame,
+                "time_s": (B, F * K) float64, "mask": (B, F * K) bool}}                 zeros where mask is False
+        {"labels": {name: (B,) int64}, "item": (B,) int64, "clip": (B,) int64, "ok": (B,) bool}
+
+    F is the number of frames in the list's window, K = boxes_per_frame, the first in stored order (by score). Frames
+    without a row that is ok, and slots without a box, are masked. `ok` is False where a clip store has no value.
+    `__getitems__` gives the same as a list of single items, so a torch DataLoader's default collation works.
+
+    Raises UserError: stores of different datasets or windows, differing labels, rows still pending (unless
+    `allow_incomplete`, which masks them), a split or array that is not there.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, object],
+        split: str | None = None,
+        *,
+        windows: Mapping[str, float] | None = None,
+        boxes_per_frame: int = 5,
+        arrays: Mapping[str, Sequence[str]] | None = None,
+        draws: Iterable[int] | None = None,
+        labels: str | None = None,
+        allow_incomplete: bool = False,
+    ):
+        self.stores = _opened(stores)
+        self.boxes_per_frame = boxes_per_frame
+        self._lists = {name: (self._role_of(name), float(seconds)) for name, seconds in (windows or {}).items()}
+        framewise = {role for role, _ in self._lists.values()}
+        self.clip_roles = [role for role in self.stores if role not in framewise]
+        if not self.clip_roles:
+            raise UserError("a ClipDataset needs at least one clip store beside the stores it looks at in windows")
+        self._arrays = {role: self._wanted(role, (arrays or {}).get(role)) for role in self.stores}
+
+        first = self._first = self.stores[self.clip_roles[0]]
+        self.dataset_name = _same_dataset(self.stores)
+        self.clip_ids = _text(first.clips["id"])
+        self._splits, self._columns = self._annotations(labels)
+        items = self._select(split, draws)
+        self._rows = {role: self._join(role, items) for role in self.clip_roles}
+        rows = first.rows
+        self.clips = rows["clip"][items].astype(np.int64)
+        self.draws = rows["draw"][items].astype(np.int64)
+        self.video_names = _text(first.videos["name"])
+        self.videos = rows["video"][items].astype(np.int64)
+        self.centres_s = (rows["start_s"][items] + rows["stop_s"][items]) / 2
+        self.labels = {name: column[self.clips].astype(np.int64) for name, column in self._columns.items()}
+        self._status = {role: self._status_of(role, r) for role, r in self._rows.items()}
+        self.ok = np.all([status == OK for status in self._status.values()], axis=0)
+        self._spans = {name: self._span(role, seconds) for name, (role, seconds) in self._lists.items()}
+        if not allow_incomplete:
+            self._refuse_pending()
+        self._places: dict[tuple[str, int], np.ndarray] = {}
+
+    # --- size, coverage ---
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def coverage(self) -> dict:
+        """{"items": n, "ok": n, "failed": {role: n}, "pending": {role: n}, "without_objects": {list: n}}: how many
+        items have all clip features, which do not and why, and how many have no frame of objects at all."""
+
+        def count(*codes):
+            counts = {role: int(np.isin(status, codes).sum()) for role, status in self._status.items()}
+            return {role: n for role, n in counts.items() if n}
+
+        empty = {}
+        for name, (_, offsets, good) in self._spans.items():
+            empty[name] = int((_per_item(good, offsets) == 0).sum())
+        return {
+            "items": len(self),
+            "ok": int(self.ok.sum()),
+            "failed": count(FAILED, ABSENT),
+            "pending": count(PENDING),
+            "without_objects": {name: n for name, n in empty.items() if n},
+        }
+
+    def in_split(self, split: str | None) -> np.ndarray:
+        """(len(self),) bool: items whose clip is in `split`; all of them when it is None or not a split here."""
+        try:
+            return self._mask(split)[self.clips]
+        except UserError:
+            return np.ones(len(self), bool)
+
+    def split_labels(self, split: str | None) -> dict[str, np.ndarray]:
+        """Label columns of all annotated clips of a split, extracted or not."""
+        mask = self._mask(split)
+        return {name: column[mask].astype(np.int64) for name, column in self._columns.items()}
+
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """{role: {array: row shape}} of the arrays that are read."""
+        return {
+            role: {name: tuple(self.stores[role].manifest.arrays[name].row_shape) for name in names}
+            for role, names in self._arrays.items()
+        }
+
+    # --- items ---
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        batch = self.batch(indices)
+
+        def item(values, i):
+            return {key: item(value, i) if isinstance(value, dict) else value[i] for key, value in values.items()}
+
+        return [item(batch, i) for i in range(len(indices))]
+
+    def batch(self, indices: Sequence[int]) -> dict:
+        """One batch as nested dicts of arrays (see the class). Every store and array is read once, in one call."""
+        at = np.asarray(indices, np.int64)
+        if len(at) and not (-len(self) <= at.min() and at.max() < len(self)):
+            raise IndexError(f"item {at[(at < -len(self)) | (at >= len(self))][0]} of {len(self)}")
+        at = at % max(1, len(self))
+        out, done = {}, {}
+        for role in self.clip_roles:
+            out[role] = {}
+            for name in self._arrays[role]:
+                key = (str(self.stores[role].path), name)  # one store in two roles is read once
+                if key not in done:
+                    done[key] = self._read(role, name, self._rows[role][at], self._status[role][at] == OK)
+                out[role][name] = done[key]
+            if {"map", "spatial"} & set(self._arrays[role]):
+                out[role]["geometry"] = self._per_video(role, at, self._geometry, self._status[role][at] == OK)
+        for role in dict.fromkeys(role for role, _ in self._lists.values()):
+            out.update(self._objects(role, at))
+        out["labels"] = {name: column[at] for name, column in self.labels.items()}
+        return {**out, "item": at, "clip": self.clips[at], "ok": self.ok[at]}
+
+    def _read(self, role: str, name: str, rows: np.ndarray, good: np.ndarray) -> np.ndarray:
+        """Values of `rows`, in their order, zeros where not `good`. The store sees each row once, ascending."""
+        spec = self.stores[role].manifest.arrays[name]
+        values = np.zeros((len(rows), *spec.row_shape), spec.dtype)
+        wanted, back = np.unique(rows[good], return_inverse=True)
+        if len(wanted):
+            read = self.stores[role].read(name, wanted)
+            values[good] = read if len(wanted) == len(rows) and (back == np.arange(len(rows))).all() else read[back]
+        return values
+
+    def _objects(self, role: str, at: np.ndarray) -> dict:
+        """All lists of one store: the union of their frames is read once."""
+        lists = [name for name, (of, _) in self._lists.items() if of == role]
+        k = self.boxes_per_frame
+        frames = {}
+        for name in lists:
+            window, offsets, good = self._spans[name]
+            slot = offsets[at][:, None] + np.arange(self.frames(name))
+            inside = slot < offsets[at + 1][:, None]
+            slot = np.where(inside, slot, 0)
+            frames[name] = np.where(inside & good[slot], window[slot], -1) if len(window) else np.full_like(slot, -1)
+        rows = np.unique(np.concatenate([grid.ravel() for grid in frames.values()]))
+        rows = rows[rows >= 0]
+        read = {}
+        for name in self._arrays[role]:
+            spec = self.stores[role].manifest.arrays[name]
+            # One more row of zeros at the end: where a frame is missing, index -1 finds it.
+            read[name] = np.zeros((len(rows) + 1, min(k, spec.row_shape[0]), *spec.row_shape[1:]), spec.dtype)
+            if len(rows):
+                read[name][:-1] = self.stores[role].read(name, rows)[:, :k]
+        times = self.stores[role].rows["start_s"]
+        out = {}
+        for name, grid in frames.items():
+            place = np.where(grid >= 0, np.searchsorted(rows, grid), -1)
+            picked = {array: values[place] for array, values in read.items()}  # (B, F, K, ...)
+            boxes = picked["boxes"]
+            mask = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])  # padding is zero
+            flat = mask.shape[1] * mask.shape[2]
+            size = self._per_video(role, at, self._frame_size, (grid >= 0).any(axis=1))[:, None, None]
+            picked["boxes"] = (boxes / np.where(size > 0, size, 1)).astype(np.float32)
+            picked["time_s"] = np.broadcast_to(np.where(grid >= 0, times[grid], 0)[..., None], mask.shape)
+            for array, values in picked.items():
+                values = np.where(mask.reshape(*mask.shape, *[1] * (values.ndim - 3)), values, values.dtype.type(0))
+                picked[array] = values.reshape(len(at), flat, *values.shape[3:])
+            out[name] = {**picked, "mask": mask.reshape(len(at), flat)}
+        return out
+
+    def frames(self, name: str) -> int:
+        """F: how many frames of its store's grid the window of a list holds."""
+        role, seconds = self._lists[name]
+        return max(1, round(seconds / self._step(role)))
+
+    # --- per video ---
+
+    def _per_video(self, role: str, at: np.ndarray, fact, needed: np.ndarray) -> np.ndarray:
+        """(B, 4) float32 of each item's video, zeros where not needed; looked up once a video."""
+        out = np.zeros((len(at), 4), np.float32)
+        for i in np.flatnonzero(needed):
+            key = (role, int(self.videos[at[i]]))
+            if key not in self._places:
+                self._places[key] = np.asarray(fact(role, self.video_names[key[1]]), np.float32)
+            out[i] = self._places[key]
+        return out
+
+    def _geometry(self, role: str, video: str):
+        return self.stores[role].geometry(video)
+
+    def _frame_size(self, role: str, video: str):
+        probe = self.stores[role].probe(video)
+        if probe is None:
+            raise UserError(f"{self.stores[role].path}: no probe of video {video!r}, so its boxes have no frame size")
+        return [probe["width"], probe["height"]] * 2
+
+    # --- joining ---
+
+    def _role_of(self, name: str) -> str:
+        role = name if name in self.stores else name.rpartition("_")[0]
+        if role not in self.stores:
+            raise UserError(f"window {name!r} names no store; there are {', '.join(self.stores)}")
+        if "boxes" not in self.stores[role].manifest.arrays:
+            raise UserError(f"window {name!r}: {self.stores[role].path} holds no boxes")
+        return role
+
+    def _wanted(self, role: str, names: Sequence[str] | None) -> list[str]:
+        store = self.stores[role]
+        framewise = role not in self.clip_roles
+        if names is None:
+            there = store.manifest.arrays
+            names = [n for n in there if n != "n_padded" and not (framewise and not there[n].row_shape)]
+        for name in names:
+            if name not in store.manifest.arrays:
+                has = ", ".join(store.manifest.arrays)
+                raise UserError(f"{store.path} has no array {name!r} (it has {has}); extract it with --keep {name}")
+        return list(names) if not framewise or "boxes" in names else [*names, "boxes"]
+
+    def _annotations(self, labels: str | None):
+        """(splits table, label columns) by clip of the first store; refuses labels that differ between stores."""
+        first = self._first
+        if labels is not None and labels not in self.clip_roles:
+            raise UserError(f"labels={labels!r} is no clip store; there are {', '.join(self.clip_roles)}")
+        chosen = labels or self.clip_roles[0]
+        columns = _label_columns(first.clips)
+        for role in self.clip_roles[1:]:
+            store = self.stores[role]
+            if store is first:
+                continue
+            back = _positions(_text(first.clips["id"]), _text(store.clips["id"]))
+            here = _label_columns(store.clips)
+            both = back >= 0
+            for name in sorted(set(columns) & set(here)):
+                differs = np.flatnonzero(both & (here[name][back] != columns[name]))
+                if labels is None and len(differs):
+                    clip = _text(first.clips["id"])[differs[0]]
+                    raise UserError(
+                        f"{first.path} and {store.path} disagree on {name} of {len(differs)} clips (first: {clip});"
+                        f" say which counts with labels={self.clip_roles[0]!r} or labels={role!r}"
+                    )
+            if role == chosen:
+                columns = {name: np.where(both, column[back], -1) for name, column in here.items()}
+        splits = {name: _text(first.clips[name]) for name in first.clips if name.startswith("split")}
+        return splits, columns
+
+    def _mask(self, split: str | None) -> np.ndarray:
+        """(clips of the first store,) bool."""
+        where = self._first.path
+        if split is None:
+            return np.ones(len(self.clip_ids), bool)
+        scheme, _, part = split.rpartition(":")
+        column = f"split_{scheme}" if scheme else "split"
+        if column not in self._splits:
+            raise UserError(f"{where}: no split {scheme or 'column'!r}; it has {', '.join(self._splits) or 'none'}")
+        parts = ["train", "val"] if part == "trainval" else part.split("+")
+        there = set(self._splits[column].tolist())
+        unknown = [p for p in parts if p not in there]
+        if unknown and not (part == "trainval" and there & set(parts)):
+            raise UserError(f"{where}: no clip is in split {unknown[0]!r}; there are {', '.join(sorted(there))}")
+        return np.isin(self._splits[column], parts)
+
+    def _select(self, split: str | None, draws: Iterable[int] | None) -> np.ndarray:
+        """Rows of the first store that are items, ascending."""
+        rows = self._first.rows
+        clip, draw = rows["clip"], rows["draw"]
+        if draws is not None:
+            draws = list(draws)
+            chosen = np.isin(draw, draws)
+        elif split is not None and split.rpartition(":")[2] in ("train", "trainval"):
+            varied = np.zeros(int(clip.max(initial=-1)) + 1, bool)
+            varied[clip[draw > 0]] = True
+            chosen = np.where(varied[clip], draw > 0, draw == 0)
+        else:
+            chosen = draw == 0
+        items = np.flatnonzero(self._mask(split)[clip] & chosen)
+        if not len(items):
+            asked = f" with draws {draws}" if draws else ""
+            raise UserError(f"{self._first.path}: no clip in split {split!r}{asked}")
+        return items
+
+    def _join(self, role: str, items: np.ndarray) -> np.ndarray:
+        """Rows of `role` that are the same clip and draw as rows `items` of the first store; -1 where it has none."""
+        first, store = self._first, self.stores[role]
+        if store is first or Path(store.path) == Path(first.path):
+            return items
+        ours, theirs = first.rows, store.rows
+        clip = _positions(_text(first.clips["id"]), _text(store.clips["id"]))[ours["clip"][items]]
+        width = 1 << 20  # clip and draw in one number; k is 0 on the clip axis
+        key = theirs["clip"].astype(np.int64) * width + theirs["draw"]
+        wanted = np.where(clip >= 0, clip * width + ours["draw"][items], -width)
+        order = np.argsort(key, kind="stable")
+        at = np.minimum(np.searchsorted(key, wanted, sorter=order), len(key) - 1)
+        rows = np.where(key[order[at]] == wanted, order[at], -1)
+        known = np.flatnonzero(rows >= 0)
+        off = np.zeros(len(rows))
+        for edge in ("start_s", "stop_s"):
+            off[known] = np.maximum(off[known], np.abs(ours[edge][items[known]] - theirs[edge][rows[known]]))
+        names = _text(first.videos["name"])[ours["video"][items[known]]]
+        off[known[names != _text(store.videos["name"])[theirs["video"][rows[known]]]]] = np.inf
+        wrong = np.flatnonzero(~(off <= _AGREE_S))
+        if len(wrong):
+            i = wrong[0]
+            a, b = items[i], rows[i]
+            clip_id, draw = _text(first.clips["id"])[ours["clip"][a]], ours["draw"][a]
+            raise UserError(
+                f"{first.path} and {store.path} saw different windows of {len(wrong)} clips; first: clip {clip_id}"
+                f" draw {draw}, [{ours['start_s'][a]:.3f}, {ours['stop_s'][a]:.3f}) s in row {a} and"
+                f" [{theirs['start_s'][b]:.3f}, {theirs['stop_s'][b]:.3f}) s in row {b}."
+                " Extract both with the same sampling and seed"
+            )
+        return rows
+
+    def _status_of(self, role: str, rows: np.ndarray) -> np.ndarray:
+        return np.where(rows >= 0, self.stores[role].status()[rows], PENDING).astype(np.uint8)
+
+    # --- windows ---
+
+    def _step(self, role: str) -> float:
+        """Seconds between neighbouring frames of a frame store."""
+        rows = self.stores[role].rows
+        steps = np.diff(rows["start_s"])[np.diff(rows["video"]) == 0]
+        steps = steps[steps > 0]
+        return float(np.median(steps)) if len(steps) else np.inf
+
+    def _span(self, role: str, seconds: float):
+        """Which frames each item's window [c - seconds/2, c + seconds/2) around its centre c holds: item i's are
+        rows[offsets[i]:offsets[i + 1]], in time order, and ok[...] says which of them are ok."""
+        store = self.stores[role]
+        videos = _positions(self.video_names, _text(store.videos["name"]))[self.videos]
+        known = np.flatnonzero(videos >= 0)
+        centre = self.centres_s[known]
+        rows, of_known = store.rows_between_many(videos[known], centre - seconds / 2, centre + seconds / 2)
+        counts = np.zeros(len(self), np.int64)
+        counts[known] = np.diff(of_known)
+        return rows, np.concatenate([[0], np.cumsum(counts)]), store.status()[rows] == OK
+
+    def _refuse_pending(self) -> None:
+        for role, status in self._status.items():
+            waiting = np.flatnonzero(status == PENDING)
+            if len(waiting):
+                self._incomplete(role, len(waiting), len(status), self.clip_ids[self.clips[waiting[0]]])
+        for name, (rows, offsets, _) in self._spans.items():
+            role = self._lists[name][0]
+            waiting = np.flatnonzero(_per_item(self.stores[role].status()[rows] == PENDING, offsets))
+            if len(waiting):
+                self._incomplete(role, len(waiting), len(self), self.clip_ids[self.clips[waiting[0]]])
+
+    def _incomplete(self, role: str, n: int, of: int, clip: str):
+        raise UserError(
+            f"{self.stores[role].path}: {n} of {of} wanted clips wait for rows that are still pending (first: clip {clip})."
+            " Run extract again to finish the store, or pass --allow-incomplete (allow_incomplete=True) to mask them"
+        )
+
+
+def _opened(stores: Mapping[str, object]) -> dict:
+    """{role: Store}; a path that plays two roles is opened, and later read, once."""
+    by_path: dict[Path, object] = {}
+    for store in stores.values():
+        if isinstance(store, (str, Path)) and Path(store) not in by_path:
+            by_path[Path(store)] = open_store(store)
+    return {role: by_path[Path(s)] if isinstance(s, (str, Path)) else s for role, s in stores.items()}
+
+
+def _text(column) -> np.ndarray:
+    return np.asarray(column).astype(object)
+
+
+def _positions(names: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Where each of `names` stands in `among`, -1 where it does not."""
+    index = {name: i for i, name in enumerate(among.tolist())}
+    return np.array([index.get(name, -1) for name in names.tolist()], np.int64).reshape(len(names))
+
+
+def _per_item(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How many of each item's flags are set."""
+    return np.diff(np.concatenate([[0], np.cumsum(flags)])[offsets])
+
+
+def _label_columns(clips) -> dict[str, np.ndarray]:
+    return {
+        name: np.asarray(clips[name])
+        for name in clips
+        if name not in ("id", "video") and np.asarray(clips[name]).dtype.kind in "iu"
+    }
+
+
+def _same_dataset(stores: Mapping[str, object]) -> str:
+    names = {role: store.manifest.dataset.get("name", "") for role, store in stores.items()}
+    if len(set(names.values())) > 1:
+        raise UserError("stores of different datasets: " + ", ".join(f"{role} of {n}" for role, n in names.items()))
+    return next(iter(names.values()))

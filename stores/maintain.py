@@ -1,0 +1,393 @@
+"""Looking after a store: what is in it, and whether it is whole."""
+
+import functools
+import glob
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from errors import MachineError, UserError
+
+from .manifest import (
+    ABSENT,
+    FAILED,
+    OK,
+    PADDED,
+    PENDING,
+    DamagedStore,
+    canonical_json,
+    is_temporary,
+    sha256,
+)
+from .plan import Unit, store_bytes
+from .reader import Store, open_store
+from .zarr_store import STATUS, TABLES, decode_shard, read_plain, safe_name
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    severity: "error" (something is lost or wrong) or "note" (harmless, for example left by a killed run).
+    path: of the object, inside the store.
+    """
+
+    severity: str
+    path: str
+    what: str
+    remedy: str
+
+
+# --------------------------------------------------------------------------------------------------- verify
+
+
+def verify(
+    path: str | os.PathLike, quick: bool = False, progress: Callable[[int, int], None] | None = None
+) -> list[Finding]:
+    """Checks a store and lists what is wrong with it; no error in the list means that it is whole.
+
+    Reads every byte: checksums of all chunks, sha256 of all metadata and (of a sealed store) of all files,
+    lengths, status against data, NaN in rows that are ok, failures, probes, files that do not belong.
+    quick: looks at names, sizes, tables and status only, and reads no data.
+    progress: called as progress(done, total).
+    """
+    path = Path(path)
+    try:
+        store = open_store(path)
+    except (UserError, MachineError) as error:
+        return [Finding("error", "zarr.json", error.message, "copy the store again from its source")]
+    checks = list(_checks(store, quick))
+    findings: list[Finding] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done, found in enumerate(pool.map(lambda check: check(), checks), 1):
+            findings += found
+            if progress:
+                progress(done, len(checks))
+    return _in_order(findings)
+
+
+def _checks(store: Store, quick: bool) -> Iterator[Callable[[], list[Finding]]]:
+    arrays = [name for name in store.manifest.arrays if not _check_metadata(store, f"data/{name}/zarr.json")]
+    for name in store.manifest.hashes:
+        yield functools.partial(_check_metadata, store, name)
+    for table in TABLES:
+        yield functools.partial(_check_table, store, table)
+    if not _check_metadata(store, f"{STATUS}/zarr.json"):
+        for unit in store.units:
+            yield functools.partial(_check_unit, store, unit, arrays, quick)
+    yield functools.partial(_check_probes, store)
+    yield functools.partial(_check_names, store)
+    if store.sealed:
+        yield functools.partial(_check_seal, store)
+        for name, digest in () if quick else _digests(store).items():
+            yield functools.partial(_check_digest, store, name, digest)
+
+
+def _in_order(findings: list[Finding]) -> list[Finding]:
+    """Errors first, and of several errors of one object the most telling one."""
+    first: dict[tuple[str, str], Finding] = {}
+    for finding in findings:
+        first.setdefault((finding.severity, finding.path), finding)
+    return sorted(first.values(), key=lambda finding: (finding.severity != "error", finding.path))
+
+
+def _check_metadata(store: Store, name: str) -> list[Finding]:
+    try:
+        if sha256(store._files.read_file(name)) == store.manifest.hashes.get(name):
+            return []
+        what = "does not match the sha256 in the manifest"
+    except MachineError as error:
+        what = error.message
+    return [Finding("error", name, what, "copy the file again from another copy of this store")]
+
+
+def _check_table(store: Store, table: str) -> list[Finding]:
+    found, lengths = [], {}
+    for column in store._files.columns(table):
+        name = f"{table}/{column}"
+        try:
+            lengths[column] = len(store._files.column(name))
+        except DamagedStore as error:
+            found.append(Finding("error", name, error.message, "copy it again from another copy of this store"))
+    expected = {store.manifest.array_rows} if table == "rows" else set(list(lengths.values())[:1])
+    if set(lengths.values()) - expected:
+        found.append(Finding("error", table, f"columns have lengths {lengths}", "copy the store again"))
+    return found
+
+
+def _check_unit(store: Store, unit: Unit, arrays: list[str], quick: bool) -> list[Finding]:
+    name, remedy, found = store._files.status_name(unit.index), store._files.recompute(unit.index), []
+    try:
+        status, _ = store._files.unit_status(unit)
+    except MachineError as error:
+        return [Finding("error", name, error.message, remedy)]
+    if not np.isin(status, (PENDING, OK, FAILED, ABSENT)).all():
+        found.append(Finding("error", name, f"holds codes {np.unique(status)}", remedy))
+    if store.sealed:
+        found += _check_sealed_status(store, unit, status)
+    found += _check_failures(store, unit, status)
+    for array in arrays:
+        found += _check_shard(store, array, unit, status, quick)
+    return found
+
+
+def _check_sealed_status(store: Store, unit: Unit, status: np.ndarray) -> list[Finding]:
+    name = store._files.status_name(unit.index)
+    try:
+        same = np.array_equal(store.status(unit), status)
+    except DamagedStore as error:
+        sealed = f"sealed/{store.manifest.seal['k']}/status"
+        return [Finding("error", sealed, error.message, "copy it again from another copy of this store")]
+    return [] if same else [Finding("error", name, "differs from the sealed status", "copy the file again")]
+
+
+def _check_failures(store: Store, unit: Unit, status: np.ndarray) -> list[Finding]:
+    name = store._files.failures_name(unit.index)
+    try:
+        listed = {int(row) for row in store._files.read_json(name) or {}}
+    except (MachineError, ValueError) as error:
+        return [Finding("error", name, f"cannot be read: {error}", store._files.recompute(unit.index))]
+    failed = {unit.start + int(j) for j in np.flatnonzero(status == FAILED)}
+    if failed - listed:
+        what = f"gives no reason for {len(failed - listed)} failed rows, first {min(failed - listed)}"
+        return [Finding("error", name, what, store._files.recompute(unit.index))]
+    if listed - failed:
+        return [Finding("note", name, "lists rows that are not failed", "left by a killed run; harmless")]
+    return []
+
+
+def _check_shard(store: Store, array: str, unit: Unit, status: np.ndarray, quick: bool) -> list[Finding]:
+    """One shard against its checksums and against the status of its rows."""
+    files, spec = store._files, store.manifest.arrays[array]
+    name, remedy = files.shard_name(array, unit.index), files.recompute(unit.index)
+    ok = status == OK
+    problem = functools.partial(Finding, "error", name, remedy=remedy)
+    try:
+        data = None if quick else (files.path / name).read_bytes()
+        size = (files.path / name).stat().st_size
+    except FileNotFoundError:
+        return [problem(f"is missing, and {ok.sum()} of its rows are ok")] if ok.any() else []
+    except OSError as error:
+        return [problem(f"cannot be read: {error.strerror}")]
+    unit_rows = store.manifest.layout.unit_rows
+    index_bytes = 16 * (unit_rows // store.manifest.layout.chunk_rows[array]) + 4
+    if size <= index_bytes:
+        return [problem(f"is cut short: {size} bytes")]
+    if quick:
+        return []
+    try:
+        values = decode_shard(files.metadata(f"data/{array}"), data, unit_rows)
+    except Exception as error:
+        return [problem(files.shard_damage(array, unit.index, error).message)]
+
+    found, values = [], values[: len(unit)]
+    flat = values.reshape(len(unit), -1)
+    blank = np.isnan(flat) if flat.dtype.kind == "f" else flat == spec.fill
+    empty = ok & ~spec.has_value(values)
+    if empty.any():
+        found.append(problem(f"holds no value of {empty.sum()} rows that are ok, {_rows(unit, empty)}"))
+    elif flat.dtype.kind == "f" and (nan := ok & blank.any(axis=1)).any():
+        found.append(problem(f"holds NaN in {nan.sum()} rows that are ok, {_rows(unit, nan)}"))
+    if array == PADDED:
+        most = store.manifest.spec.get("clip_len") or np.inf
+        wrong = ok & ((flat[:, 0] < 0) | (flat[:, 0] > most))
+        if wrong.any():
+            found.append(problem(f"counts less than 0 or more than {most} padded frames, {_rows(unit, wrong)}"))
+    stray = ~ok & ~blank.all(axis=1)
+    if stray.any():
+        severity = "note" if (status[stray] == PENDING).all() else "error"
+        what = f"holds values of {stray.sum()} rows that are not ok, {_rows(unit, stray)}"
+        found.append(Finding(severity, name, what, "left by a killed run; the next extract writes them anew"))
+    return found
+
+
+def _rows(unit: Unit, where: np.ndarray) -> str:
+    return f"first row {unit.start + int(np.flatnonzero(where)[0])}"
+
+
+def _check_probes(store: Store) -> list[Finding]:
+    found = []
+    try:
+        names = store.videos["name"]
+    except DamagedStore:
+        return found  # said by the check of the table
+    for video in names:
+        name = f"probes/{safe_name(video)}.json"
+        try:
+            probe = store._files.read_json(name)
+            geometry = (probe or {}).get("geometry")
+            if geometry is not None and len([float(x) for x in geometry]) != 4:
+                what = f"geometry is not 4 numbers: {geometry}"
+                found.append(Finding("error", name, what, "delete it and run extract again"))
+        except (MachineError, TypeError, ValueError, AttributeError) as error:
+            found.append(Finding("error", name, f"cannot be read: {error}", "delete it and run extract again"))
+    return found
+
+
+def _check_names(store: Store) -> list[Finding]:
+    """Files that the format does not know, and temporaries of runs that were killed."""
+    found = []
+    known = _known_names(store)
+    for name in files_of(store.path):
+        top = name.partition("/")[0]
+        if any(map(is_temporary, name.split("/"))):
+            what, remedy = "left by a killed run", "extract removes it when it seals the store"
+            found.append(Finding("note", name, what, remedy))
+        elif name not in known and top not in ("provenance", "sealed"):
+            found.append(Finding("error", name, "does not belong to a store", "move it away"))
+    for folder in _beside(store.path):
+        what, remedy = "left by a killed run that was creating the store", "extract removes it when it seals the store"
+        found.append(Finding("note", f"../{folder.name}", what, remedy))
+    return found
+
+
+def _known_names(store: Store) -> set[str]:
+    files, known = store._files, {"zarr.json", *store.manifest.hashes}
+    for unit in store.units:
+        known |= {files.status_name(unit.index), files.failures_name(unit.index)}
+        known |= {files.shard_name(array, unit.index) for array in store.manifest.arrays}
+    try:
+        known |= {f"probes/{safe_name(video)}.json" for video in store.videos["name"]}
+        for table in TABLES:
+            for column in files.columns(table):
+                metadata = files.metadata(f"{table}/{column}")
+                chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+                known |= {f"{table}/{column}/c.{i}" for i in range(-(-metadata["shape"][0] // chunk))}
+    except DamagedStore:
+        known |= set(files_of(store.path))  # without the tables nobody can say; they have a finding of their own
+    return known
+
+
+def files_of(path: Path) -> list[str]:
+    """Every file below a folder, as names with `/`, sorted."""
+    return sorted(
+        Path(parent, name).relative_to(path).as_posix() for parent, _, names in os.walk(path) for name in names
+    )
+
+
+def versioned_files(path: Path) -> list[str]:
+    """The files that a seal fixes: all but the root, provenance, seals and temporaries."""
+    return [
+        name
+        for name in files_of(path)
+        if name != "zarr.json"
+        and name.partition("/")[0] not in ("provenance", "sealed")
+        and not any(map(is_temporary, name.split("/")))
+    ]
+
+
+def sweep(path: Path) -> None:
+    """Removes what killed runs left half written in a store and beside it.
+
+    A live process that loses its temporary so notices, and writes again what is still needed.
+    """
+    folders = [Path(parent, name) for parent, names, _ in os.walk(path) for name in names if is_temporary(name)]
+    for folder in [*folders, *_beside(path)]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in files_of(path):
+        if is_temporary(name.rpartition("/")[2]):
+            (path / name).unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> list[Path]:
+    """Half created stores of this name."""
+    return sorted(p for p in path.parent.glob(f".{glob.escape(path.name)}.*.tmp") if is_temporary(p.name))
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests_hash(digests: dict[str, str]) -> str:
+    """What the manifest of a sealed store says about its list of digests."""
+    return sha256(canonical_json(digests))
+
+
+def _digests(store: Store) -> dict[str, str]:
+    """{file: sha256} of the current seal; empty if the list cannot be read (`_check_seal` says so)."""
+    folder = store.path / "sealed" / str(store.manifest.seal["k"]) / "digests"
+    try:
+        return dict(zip(read_plain(folder / "path"), read_plain(folder / "sha256"), strict=True))
+    except (DamagedStore, ValueError):
+        return {}
+
+
+def _check_seal(store: Store) -> list[Finding]:
+    name, remedy = f"sealed/{store.manifest.seal['k']}", "copy the folder again from another copy of this store"
+    digests = _digests(store)
+    if digests_hash(digests) != store.manifest.seal["digests"]:
+        return [Finding("error", f"{name}/digests", "does not match the manifest", remedy)]
+    found = []
+    for column in sorted((store.path / name / "videos").glob("*/zarr.json")):
+        try:
+            read_plain(column.parent)
+        except DamagedStore as error:
+            found.append(Finding("error", f"{name}/videos/{column.parent.name}", error.message, remedy))
+    there = set(versioned_files(store.path))
+    found += [Finding("error", file, "is not part of the seal", "move it away") for file in sorted(there - set(digests))]
+    found += [Finding("error", file, "is missing", remedy) for file in sorted(set(digests) - there)]
+    return found
+
+
+def _check_digest(store: Store, name: str, digest: str) -> list[Finding]:
+    remedy = "copy the file again from another copy of this store"
+    try:
+        same = file_sha256(store.path / name) == digest
+    except OSError as error:
+        return [Finding("error", name, f"cannot be read: {error.strerror}", remedy)]
+    return [] if same else [Finding("error", name, "does not match the sha256 of the seal", remedy)]
+
+
+# ----------------------------------------------------------------------------------------------------- info
+
+
+def info(path: str | os.PathLike) -> dict:
+    """What is in a store, as plain data that JSON holds: rows by status, sizes, recipe, failures, runs."""
+    store = open_store(path)
+    manifest, status = store.manifest, store.status()
+    counts = np.bincount(status, minlength=4).tolist()
+    sizes = {name: (store.path / name).stat().st_size for name in files_of(store.path)}
+    plain = store_bytes(manifest.arrays, counts[OK])
+    arrays = {}
+    for name, spec in manifest.arrays.items():
+        stored = sum(size for file, size in sizes.items() if file.startswith(f"data/{name}/c."))
+        arrays[name] = {
+            "row_shape": list(spec.row_shape),
+            "dtype": spec.dtype,
+            "stored_bytes": stored,
+            "plain_bytes": plain[name],
+            "ratio": round(plain[name] / stored, 3) if stored else None,
+        }
+    body = manifest.to_json()
+    facts = ("format", "recipe_hash", "recipe", "layout", "spec", "dataset", "lineage", "seal")
+    return {
+        "path": str(store.path),
+        **{key: body[key] for key in facts},
+        "rows": {
+            "total": len(status),
+            "ok": counts[OK],
+            "failed": counts[FAILED],
+            "absent": counts[ABSENT],
+            "pending": counts[PENDING],
+            "coverage": round(counts[OK] / len(status), 6) if len(status) else None,
+        },
+        "units": len(store.units),
+        "videos": len(store.videos["name"]),
+        "arrays": arrays,
+        "stored_bytes": sum(sizes.values()),
+        "failures": dict(Counter(code for code, _ in store.failures().values()).most_common()),
+        "provenance": {
+            name.removeprefix("provenance/").removesuffix(".json"): store._files.read_json(name)
+            for name in sizes
+            if re.fullmatch(r"provenance/[^./][^/]*\.json", name)
+        },
+    }

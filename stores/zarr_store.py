@@ -1,0 +1,538 @@
+"""A store's folder: the Zarr v3 tree of format version 1, created whole and read piece by piece.
+
+Data arrays go through tensorstore (fast, durable writes); tables and status through zarr-python and plain
+files, so that opening a store starts no threads and a process may still be forked. Handles are made on use,
+once a process.
+"""
+
+import errno
+import functools
+import json
+import os
+import re
+import shutil
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import MachineError, UserError
+
+from .manifest import (
+    ArraySpec,
+    DamagedStore,
+    Manifest,
+    NotAStore,
+    readable_json,
+    sha256,
+    storage_error,
+    storage_errors,
+    sync_folder,
+    temporary_beside,
+    with_padding_count,
+    write_durable,
+)
+from .plan import Unit
+
+ATTRIBUTE = "clipbank"
+STATUS = "rows/status"
+TABLES = ("rows", "clips", "texts", "labels", "events", "videos")
+ROW_PADDING = {"i": -1, "u": 0, "f": np.nan, "b": False}
+"""What the columns of `rows/` hold in the padding after the last row."""
+
+CACHE_BYTES = 32 * 1024 * 1024
+"""Bound of tensorstore's cache (shard indexes, and small chunks that hold many rows), one a process."""
+
+TABLE_CHUNK = 65536
+"""Rows of a table's chunk."""
+
+
+class DamagedShard(DamagedStore):
+    """A stored file is missing, short, empty or does not match its checksum; the message names it."""
+
+
+class DamagedRow(DamagedStore):
+    """A row is marked ok and holds no value; the message names the shard file."""
+
+
+class StoreSealed(UserError):
+    """A sealed store does not change: what was to be committed is discarded."""
+
+
+# ------------------------------------------------------------------------------------------- tensorstore
+
+
+_process: int | None = None
+
+
+def tensorstore() -> Any:
+    """The module, imported on use. Raises UserError in a process forked after an earlier use."""
+    global _process
+    if _process not in (None, os.getpid()):
+        raise UserError(
+            "this process was forked after its parent had read a store, and tensorstore's threads do not survive a "
+            'fork: start workers by "spawn" or "forkserver" (DataLoader(..., multiprocessing_context="spawn"))'
+        )
+    import tensorstore
+
+    _process = os.getpid()
+    return tensorstore
+
+
+@functools.cache
+def _context() -> Any:
+    """File writes without lock files (unique temporary name, fsync, rename, fsync of the folder)."""
+    return tensorstore().Context(
+        {"file_io_locking": {"mode": "none"}, "cache_pool": {"total_bytes_limit": CACHE_BYTES}}
+    )
+
+
+def _kvstore(path: Path) -> dict:
+    return {"driver": "file", "path": f"{path}/"}
+
+
+def encode_shard(metadata: dict, values: np.ndarray, stored: np.ndarray) -> bytes | None:
+    """One shard (or unsharded chunk) of an array, as its file holds it; None if no row is stored.
+
+    metadata: the array's zarr.json. values: (unit_rows, ...). stored: (unit_rows,) bool; a chunk without any
+    such row is left out of the shard. The same input gives the same bytes.
+    """
+    ts = tensorstore()
+    chunk = metadata["codecs"][0].get("configuration", {}).get("chunk_shape", [len(values)])[0]
+    kept = stored.reshape(-1, chunk).any(axis=1)
+    edges = np.flatnonzero(np.diff(kept, prepend=False, append=False)) * chunk
+    if not len(edges):
+        return None
+    array = _in_memory(metadata, len(values))
+    with ts.Transaction() as transaction:
+        part = array.with_transaction(transaction)
+        writes = [part[start:stop].write(values[start:stop]) for start, stop in edges.reshape(-1, 2).tolist()]
+        for write in writes:
+            write.copy.result()
+    return array.kvstore.read(_key(0, values.ndim)).result().value
+
+
+def decode_shard(metadata: dict, data: bytes, unit_rows: int) -> np.ndarray:
+    """(unit_rows, ...) from the bytes of a shard file, fill values where no chunk is stored.
+
+    Raises whatever tensorstore raises on a checksum that does not match.
+    """
+    array = _in_memory(metadata, unit_rows)
+    array.kvstore.write(_key(0, len(metadata["shape"])), data).result()
+    return array.read(order="C").result()
+
+
+def _in_memory(metadata: dict, rows: int) -> Any:
+    ts = tensorstore()
+    metadata = {**metadata, "shape": [rows, *metadata["shape"][1:]]}
+    spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "metadata": metadata}
+    spec |= {"store_data_equal_to_fill_value": True}
+    return ts.open(spec, create=True, context=ts.Context()).result()
+
+
+def _key(unit: int, dimensions: int) -> str:
+    return ".".join(["c", str(unit), *["0"] * (dimensions - 1)])
+
+
+# --------------------------------------------------------------------------------------------- the folder
+
+
+class ZarrFiles:
+    """The files of one store: where each thing lies, and reads that never mistake a lost file for a value."""
+
+    def __init__(self, path: Path, manifest: Manifest):
+        self.path = path
+        self.manifest = manifest
+        self._arrays: dict[tuple[str, bool], Any] = {}
+
+    # -- names
+
+    def shard_name(self, array: str, unit: int) -> str:
+        """Path of a shard inside the store."""
+        return f"data/{array}/{_key(unit, 1 + len(self.manifest.arrays[array].row_shape))}"
+
+    def status_name(self, unit: int) -> str:
+        return f"{STATUS}/c.{unit}"
+
+    def recompute(self, unit: int) -> str:
+        """What makes a unit be computed again: without its status chunk it is pending."""
+        unseal = f"`open_store({str(self.path)!r}).unseal()`, " if self.manifest.seal else ""
+        status = self.path / self.status_name(unit)
+        return f"{unseal}delete {status} and run extract again, which computes unit {unit} anew"
+
+    def failures_name(self, unit: int) -> str:
+        return f"failures/{unit}.json"
+
+    # -- metadata
+
+    def metadata(self, name: str) -> dict:
+        """The zarr.json of an array, checked against the manifest's sha256."""
+        name = f"{name}/zarr.json"
+        data = self.read_file(name)
+        if sha256(data) != self.manifest.hashes.get(name):
+            raise DamagedStore(f"{self.path / name} does not match the manifest's sha256")
+        return json.loads(data)
+
+    def read_file(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError as error:
+            raise DamagedStore(f"{self.path / name} is missing: this store is not whole") from error
+        except OSError as error:
+            raise MachineError(f"cannot read {self.path / name}: {error.strerror}") from error
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the store, or None if there is none."""
+        if not (self.path / name).exists():
+            return None
+        try:
+            return json.loads(self.read_file(name))
+        except ValueError as error:
+            raise DamagedStore(f"{self.path / name} is not valid JSON: the file was damaged") from error
+
+    # -- tables and status
+
+    def columns(self, table: str) -> list[str]:
+        """Names of a table's columns, by name (`rows/status` is no column)."""
+        pattern = re.compile(rf"{re.escape(table)}/([^/]+)/zarr\.json")
+        names = [match[1] for match in map(pattern.fullmatch, self.manifest.hashes) if match]
+        return [name for name in names if f"{table}/{name}" != STATUS]
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole column (`clips/verb`), strings as objects. Raises DamagedStore for a chunk lost or wrong."""
+        return read_plain(self.path / name, self.metadata(name))
+
+    def status(self) -> np.ndarray:
+        """(array rows,) uint8; a chunk that is not there means pending."""
+        seal = self.manifest.seal
+        if seal:
+            return read_plain(self.path / "sealed" / str(seal["k"]) / "status")
+        return read_plain(self.path / STATUS, self.metadata(STATUS), may_lack_chunks=True)
+
+    def unit_status(self, unit: Unit) -> tuple[np.ndarray, Any]:
+        """((len(unit),) uint8, generation of the chunk), as they are on disk now, sealed or not."""
+        data, generation = self.get(self.status_name(unit.index))
+        if data is None:
+            return np.zeros(len(unit), np.uint8), generation
+        try:
+            chunk = decode_shard(self.metadata(STATUS), data, self.manifest.layout.unit_rows)
+        except ValueError as error:
+            chunk_file = self.path / self.status_name(unit.index)
+            raise DamagedShard(f"{chunk_file} is damaged: {self.recompute(unit.index)}") from error
+        return chunk[: len(unit)], generation
+
+    # -- data
+
+    def array(self, name: str, fill_missing: bool = False) -> Any:
+        """tensorstore handle of a data array; what is not stored is an error unless `fill_missing`."""
+        key = (name, fill_missing)
+        ts = tensorstore()
+        if key not in self._arrays:
+            spec = {
+                "driver": "zarr3",
+                "kvstore": _kvstore(self.path / "data" / name),
+                "metadata": self.metadata(f"data/{name}"),
+                "fill_missing_data_reads": fill_missing,
+            }
+            try:
+                self._arrays[key] = ts.open(spec, open=True, context=_context()).result()
+            except ValueError as error:
+                raise DamagedStore(f"cannot open {self.path / 'data' / name}: {error}") from error
+        return self._arrays[key]
+
+    def read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), *row_shape) in one batched read. Raises DamagedShard or DamagedRow, never fills in."""
+        array = self.array(name)
+        if not len(rows):
+            return np.empty((0, *array.shape[1:]), array.dtype.numpy_dtype)
+        try:
+            return _read(array, rows)
+        except Exception as error:
+            raise self._damage(name, rows, error) from error
+
+    def _damage(self, name: str, rows: np.ndarray, error: Exception) -> Exception:
+        """Which file made a read fail: every shard of the batch is read alone."""
+        array, of_unit = self.array(name), rows // self.manifest.layout.unit_rows
+        for unit in np.unique(of_unit).tolist():
+            try:
+                _read(array, rows[of_unit == unit])
+            except Exception as alone:
+                return self.shard_damage(name, unit, alone)
+        return MachineError(f"reading {self.path / 'data' / name} failed: {error}")
+
+    def shard_damage(self, name: str, unit: int, error: Exception) -> Exception:
+        """The error to raise when tensorstore could not read a shard."""
+        shard = self.path / self.shard_name(name, unit)
+        remedy = f"run `store verify {self.path}` to see what else is; copy the file again, or {self.recompute(unit)}"
+        code = _errno(error)
+        if code not in (None, errno.ENOENT, errno.EIO):  # too many open files, permissions: no damage is known
+            return MachineError(f"cannot read {shard}: {os.strerror(code)}")
+        if not shard.exists():
+            return DamagedShard(f"{shard} is missing though its rows are marked ok: {remedy}")
+        if str(error).startswith("NOT_FOUND"):
+            return DamagedRow(f"a row marked ok has no value in {shard}: {remedy}")
+        return DamagedShard(f"{shard} is damaged ({_short(error)}): {remedy}")
+
+    # -- whole objects with a generation: writes that notice another writer
+
+    @functools.cached_property
+    def objects(self) -> Any:
+        """The store as key -> bytes, written by tensorstore's file driver."""
+        return tensorstore().KvStore.open(_kvstore(self.path), context=_context()).result()
+
+    def get(self, name: str) -> tuple[bytes | None, Any]:
+        """(bytes or None, generation) of a file of the store."""
+        try:
+            result = self.objects.read(name).result()
+        except ValueError as error:
+            raise MachineError(f"cannot read {self.path / name}: {_short(error)}") from error
+        return (result.value if result.state == "value" else None), result.stamp.generation
+
+    def put(self, name: str, data: bytes | None, generation: Any) -> bool:
+        """Durably replaces (None: removes) a file; False if that was not to be: begin again from what is there."""
+        try:
+            return bool(self.objects.write(name, data, if_equal=generation).result().generation)
+        except ValueError as error:
+            if _errno(error) == errno.ENOENT:  # its temporary was swept away
+                return False
+            raise storage_error(self.path / name, _errno(error), _short(error)) from error
+
+
+def _read(array: Any, rows: np.ndarray) -> np.ndarray:
+    if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return array[int(rows[0]) : int(rows[-1]) + 1].read(order="C").result()
+    return array.oindex[rows].read(order="C").result()
+
+
+def _errno(error: Exception) -> int | None:
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(match[1]) if match else None
+
+
+def _short(error: Exception) -> str:
+    """tensorstore's message without the address of its source file and the spec it ends with."""
+    return re.sub(r"\s*\[.*", "", str(error), flags=re.DOTALL).strip()[:300]
+
+
+def read_plain(folder: Path, metadata: dict | None = None, may_lack_chunks: bool = False) -> np.ndarray:
+    """A one-dimensional table column, read by zarr-python.
+
+    Checks first that every chunk file is there: zarr-python gives '' or the fill value for a lost one.
+    """
+    import zarr
+
+    try:
+        metadata = metadata or json.loads((folder / "zarr.json").read_bytes())
+        length, chunk = metadata["shape"][0], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        expected = {_key(i, len(metadata["shape"])) for i in range(-(-length // chunk))}
+        lost = sorted(expected - set(os.listdir(folder))) if not may_lack_chunks else []
+        if lost:
+            raise DamagedStore(f"{folder / lost[0]} is missing: the copy of this store is not whole")
+        values = zarr.open_array(str(folder), mode="r")[...]
+    except DamagedStore:
+        raise
+    except OSError as error:
+        raise DamagedStore(f"cannot read {folder}: {error}") from error
+    except Exception as error:  # the decoders of zarr-python raise many kinds for a damaged chunk
+        raise DamagedStore(f"{folder} is damaged: {error}") from error
+    return values.astype(object) if values.dtype.kind in "TU" else values
+
+
+# ------------------------------------------------------------------------------------------------ creation
+
+
+def create_folder(
+    path: str | os.PathLike, manifest: Manifest, tables: Mapping[str, Mapping[str, np.ndarray] | None]
+) -> None:
+    """Writes a new store, whole, and renames it into place; leaves alone a store that is there already.
+
+    tables: {"rows": {column: (n,) array}, "clips": ..., "videos": ..., "texts": None or ..., ...}.
+    Raises UserError for a name that does not end in .zarr or a place that cannot be written, MachineError.
+    """
+    path = Path(path)
+    if path.suffix != ".zarr":
+        raise UserError(f"a store is named NAME.zarr, got {path}")
+    if (path / "zarr.json").exists():
+        return
+    manifest = with_padding_count(manifest)
+    lengths = {table: _length(table, columns) for table, columns in tables.items() if columns is not None}
+    manifest = replace(manifest, extents=((0, lengths["rows"]),), seal=None)
+    temporary = temporary_beside(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.mkdir()
+            _write_tree(temporary, manifest, tables)
+            sync_tree(temporary)
+            _rename_new(temporary, path)
+            sync_folder(path.parent)
+        except OSError:
+            if not (path / "zarr.json").exists():  # else another process was first: what is ours is not needed
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _length(table: str, columns: Mapping[str, np.ndarray]) -> int:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if not lengths or len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of {table}/ must have equal lengths, got {lengths}")
+    return next(iter(lengths.values()))
+
+
+def _write_tree(folder: Path, manifest: Manifest, tables: Mapping) -> None:
+    import zarr
+
+    root = zarr.create_group(str(folder), zarr_format=3)
+    unit, padded = manifest.layout.unit_rows, manifest.array_rows
+    row_chunk = max(1, TABLE_CHUNK // unit) * unit
+    for table, columns in tables.items():
+        if columns is None:
+            continue
+        group = root.create_group(table)
+        for name, column in columns.items():
+            if table == "rows":
+                write_column(group, name, _padded(np.asarray(column), padded), row_chunk)
+            else:
+                write_column(group, name, column)
+    _create(root["rows"], "status", (padded,), (unit,), "uint8", 0, compress=False)
+    data = root.create_group("data")
+    for name, spec in manifest.arrays.items():
+        _create_data(data, name, spec, padded, unit, manifest.layout.chunk_rows[name])
+    metadata = {file.relative_to(folder).as_posix(): file for file in folder.rglob("zarr.json")}
+    hashes = {name: sha256(metadata[name].read_bytes()) for name in sorted(metadata) if name != "zarr.json"}
+    (folder / "zarr.json").write_bytes(root_json(replace(manifest, hashes=hashes)))
+
+
+def root_json(manifest: Manifest) -> bytes:
+    """The root zarr.json."""
+    return readable_json(
+        {"attributes": {ATTRIBUTE: manifest.to_json()}, "zarr_format": 3, "node_type": "group"}
+    )
+
+
+def _padded(column: np.ndarray, length: int) -> np.ndarray:
+    if column.dtype.kind not in ROW_PADDING:
+        raise ValueError(f"the columns of rows/ are numbers, got dtype {column.dtype}")
+    out = np.full(length, ROW_PADDING[column.dtype.kind], column.dtype)
+    out[: len(column)] = column
+    return out
+
+
+def write_column(group: Any, name: str, column: Any, chunk: int = TABLE_CHUNK) -> None:
+    """Writes a column of numbers or strings into a zarr group."""
+    column = np.asarray(column)
+    if column.dtype.kind in "OUT":
+        column = column.astype(object)
+        wrong = next((item for item in column if not isinstance(item, str)), None)
+        if wrong is not None:
+            raise ValueError(f"column {group.path}/{name} mixes strings and {type(wrong).__name__}")
+        dtype, fill = str, ""
+    else:
+        dtype, fill = column.dtype, column.dtype.type(0)
+    chunks = (max(1, min(chunk, len(column))), *column.shape[1:])
+    array = _create(group, name, column.shape, chunks, dtype, fill)
+    if len(column):
+        array[...] = column
+
+
+def _create(group: Any, name: str, shape: tuple, chunks: tuple, dtype: Any, fill: Any, compress=True) -> Any:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        fill_value=fill,
+        compressors=[ZstdCodec(level=1), Crc32cCodec()] if compress else [Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        config={"write_empty_chunks": True},
+    )
+
+
+def _create_data(group: Any, name: str, spec: ArraySpec, rows: int, unit: int, chunk: int) -> None:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    group.create_array(
+        name,
+        shape=(rows, *spec.row_shape),
+        shards=(unit, *spec.row_shape),
+        chunks=(chunk, *spec.row_shape),
+        dtype=spec.dtype,
+        fill_value=spec.fill,
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=None,
+    )
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync of every file and folder below, and of the folder itself."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            handle = os.open(os.path.join(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(parent)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if path.is_dir() and not (path / "zarr.json").exists():
+            raise NotAStore(
+                f"{path} exists, is not empty and is not a store (it has no zarr.json): move it away"
+            ) from None
+        raise
+
+
+# ------------------------------------------------------------------------------------------------- opening
+
+
+def open_files(path: str | os.PathLike) -> ZarrFiles:
+    """Reads the manifest of a store. Raises NotAStore, DamagedStore, or UserError for a newer format."""
+    path = Path(path)
+    return ZarrFiles(path, read_manifest(path))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in the root zarr.json as it is now."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
+        manifest = attributes[ATTRIBUTE]
+    except FileNotFoundError:
+        if not path.exists():
+            raise NotAStore(f"there is no store at {path}") from None
+        raise NotAStore(
+            f"{path} is not a store: it has no zarr.json. If it was being copied, the copy is not finished"
+        ) from None
+    except NotADirectoryError:
+        raise NotAStore(f"{path} is a file; a store is a folder NAME.zarr") from None
+    except (ValueError, KeyError, TypeError):
+        raise NotAStore(f"{path} is not a store of clipbank: its zarr.json has no manifest") from None
+    except OSError as error:
+        raise MachineError(f"cannot read {path / 'zarr.json'}: {error.strerror}") from error
+    try:
+        return Manifest.from_json(manifest)
+    except (UserError, MachineError) as error:
+        raise type(error)(f"{path}: {error.message}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotAStore(f"{path}: its manifest is not one of clipbank ({error!r})") from None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Durably replaces the root zarr.json."""
+    write_durable(path / "zarr.json", root_json(manifest))
+
+
+def safe_name(name: str) -> str:
+    """A file name (without suffix) for any string: injective, no separators, at most 200 characters."""
+    quoted = urllib.parse.quote(name, safe="").replace("~", "%7E")
+    return quoted if len(quoted) <= 180 else f"{quoted[:110]}~{sha256(name.encode())}"

@@ -1,0 +1,16 @@
+"""Where the optional reference material lies, and a skip that says so when it does not."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("CLIPBANK_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden vectors, annotations and real videos beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"reference material not found at {SHARED} (set CLIPBANK_SHARED)")
+    return SHARED
