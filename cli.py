@@ -187,7 +187,7 @@ def evaluate(run, as_json, **options):
 @click.option("--clips", type=int, default=6, show_default=True, help="Clips shown.")
 def plot(run, **options):
     """Pictures of a run: its training curve, and boxes with their attention weights (thesis figure 3.4)."""
-    from pipelines.pictures import plot_run
+    from pipelines.plotting import plot_run
 
     for path in plot_run(run, **options):
         click.echo(path)

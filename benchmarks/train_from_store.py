@@ -68,7 +68,9 @@ def make_stores(root: Path, clips: int) -> dict[str, Path]:
         "n_boxes": ArraySpec((), "int32"),
     }
     return {
-        "verb": _make(folder / "i3d_rgb_verb.zarr", {"spatial": spatial, "vector": vector}, 64, clip_rows, table, videos),
+        "verb": _make(
+            folder / "i3d_rgb_verb.zarr", {"spatial": spatial, "vector": vector}, 64, clip_rows, table, videos
+        ),
         "noun": _make(folder / "i3d_rgb_noun.zarr", {"vector": vector}, 64, clip_rows, table, videos),
         "objects": _make(folder / "faster_rcnn_r50_fpn.zarr", objects, 256, frame_rows, table, videos),
     }
@@ -149,7 +151,9 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
     torch.manual_seed(0)
     config = TrainingConfig(batch_size=batch_size)
     head = create_head("saoa", verbs=VERBS, nouns=NOUNS, channels=CHANNELS, object_channels=OBJECT_CHANNELS)
-    optimiser = torch.optim.SGD(head.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimiser = torch.optim.SGD(
+        head.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
     for _ in range(3):  # what the model itself needs: activations, gradients, momentum
         train_step(head, optimiser, _made_up(batch_size), "cpu")
     resident = psutil.Process().memory_info
@@ -186,7 +190,11 @@ def _made_up(b: int) -> dict:
         return {"roi": values(n, OBJECT_CHANNELS), "boxes": values(n, 4), "mask": np.ones((b, n), bool)}
 
     return {
-        "verb": {"spatial": values(8, 8, CHANNELS), "vector": values(CHANNELS), "geometry": 8 * np.ones((b, 4), np.float32)},
+        "verb": {
+            "spatial": values(8, 8, CHANNELS),
+            "vector": values(CHANNELS),
+            "geometry": 8 * np.ones((b, 4), np.float32),
+        },
         "noun": {"vector": values(CHANNELS)},
         "objects_noun": objects(60),
         "objects_verb": objects(40),
@@ -278,8 +286,10 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     good = result["ratio"] <= MOST_RATIO and result["resident_beyond_model_bytes"] < MOST_BYTES
-    print(f"{'holds' if good else 'DOES NOT HOLD'}: ratio {result['ratio']:.3f} (at most {MOST_RATIO}), "
-          f"{result['resident_beyond_model_bytes'] / 2**30:.2f} GiB beyond the model (less than {MOST_BYTES >> 30})")
+    print(
+        f"{'holds' if good else 'DOES NOT HOLD'}: ratio {result['ratio']:.3f} (at most {MOST_RATIO}), "
+        f"{result['resident_beyond_model_bytes'] / 2**30:.2f} GiB beyond the model (less than {MOST_BYTES >> 30})"
+    )
     return 0 if good else 1
 
 

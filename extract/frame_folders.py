@@ -31,7 +31,8 @@ HASHED_FILES = 16  # files of a folder whose bytes enter its hash
 
 _NAME = re.compile(r"\D*?(\d+)\.(jpe?g|png)", re.IGNORECASE)
 _CODECS = {"jpg": "mjpeg", "jpeg": "mjpeg", "png": "png"}
-_Entry = tuple[str, int, int]  # name inside, offset (0 in a folder), size in bytes
+_ENDS = {"mjpeg": b"\xff\xd9", "png": b"IEND"}  # FFmpeg fills up what is cut off, and does not say so
+_Entry = tuple[str, int, int]  # name inside, offset, size in bytes (both -1 in a folder: not asked for yet)
 
 
 class FrameFolder(FrameSource):
@@ -47,13 +48,12 @@ class FrameFolder(FrameSource):
         self._parts = [_numbered(entries, folder) for folder in (("u", "v") if reads == "flow" else (None,))]
         if not all(self._parts):
             wanted = "u/ and v/ with images" if reads == "flow" else "images"
-            raise growing_or(path, "empty", f"no {wanted} numbered like frame_0000000001.jpg in it")
+            raise VideoError("empty", f"{path}: no {wanted} numbered like frame_0000000001.jpg in it")
         numbers = [n for part in self._parts for n in (min(part), max(part))]
         self._first = 0 if min(numbers) == 0 else 1
         self.n_frames = max(numbers) - self._first + 1
         self.fps = grid_fps / self._stride
         self.duration_s = self.n_frames / self.fps
-        self.size_bytes = sum(e[2] for part in self._parts for e in part.values())
         self._file = None
         self._decoders: dict[str, av.CodecContext] = {}
         self.width, self.height, turn = self._first_image()
@@ -61,6 +61,12 @@ class FrameFolder(FrameSource):
 
     def content_hash(self) -> str:
         return hash_file(self.path) if self.kind == "tar" else content_hash(self.path, self._parts)
+
+    @property
+    def size_bytes(self) -> int:
+        if self.kind == "tar":
+            return os.path.getsize(self.path)
+        return sum(os.path.getsize(Path(self.path, e[0])) for part in self._parts for e in part.values())
 
     def close(self):
         if self._file:
@@ -105,9 +111,11 @@ class FrameFolder(FrameSource):
         suffix = entry[0].rpartition(".")[2].lower()
         try:
             data = self._bytes(entry)
-            if len(data) != entry[2] or suffix != "png" and b"\xff\xd9" not in data[-1024:]:
+            if entry[2] >= 0 and len(data) != entry[2] or _ENDS[_CODECS[suffix]] not in data[-1024:]:
                 raise FrameError("damaged", f"{self.path}: {entry[0]} is cut short")
-            frames = self._decoder(suffix).decode(av.Packet(data))
+            packet = av.Packet(data)
+            packet.is_keyframe = True  # else FFmpeg's png decoder adds the image to the one before it
+            frames = self._decoder(suffix).decode(packet)
         except (av.FFmpegError, OSError) as e:
             why = getattr(e, "strerror", None) or e
             raise FrameError("damaged", f"{self.path}: {entry[0]} cannot be decoded ({why})") from e
@@ -142,8 +150,9 @@ def content_hash(path, parts: list[dict[int, _Entry]]) -> str:
     digest = hashlib.sha256(b"clipbank frame folder 1\n")
     for part in parts:
         entries = [part[n] for n in sorted(part)]
-        for name, _, size in entries:
-            digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
+        for name, _, _ in entries:
+            line = f"{name} {os.path.getsize(Path(path, name))}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         for i in sorted({round(x) for x in np.linspace(0, len(entries) - 1, HASHED_FILES)}):
             try:
                 digest.update(Path(path, entries[i][0]).read_bytes())
@@ -158,7 +167,7 @@ def _folder_entries(path: str, reads: str) -> list[_Entry]:
         try:
             with os.scandir(os.path.join(path, inside)) as found:
                 names = [e for e in found if _NAME.fullmatch(e.name) and e.is_file()]
-                entries += [(f"{inside}/{e.name}" if inside else e.name, 0, e.stat().st_size) for e in names]
+                entries += [(f"{inside}/{e.name}" if inside else e.name, -1, -1) for e in names]
         except FileNotFoundError:
             continue
         except OSError as e:
@@ -168,17 +177,24 @@ def _folder_entries(path: str, reads: str) -> list[_Entry]:
 
 def _tar_entries(path: str) -> list[_Entry]:
     """The regular files of an uncompressed tar that are wholly there."""
-    entries, total = [], os.path.getsize(path)
+    entries, total, whole = [], os.path.getsize(path), True
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
+            while whole and (member := tar.next()) is not None:
                 name = os.path.normpath(member.name)
                 whole = member.offset_data + member.size <= total
                 if member.isreg() and not member.issparse() and whole and not name.startswith(("/", "..")):
                     entries.append((name, member.offset_data, member.size))
-                tar.members = []  # a tar of 100,000 frames need not stay in memory as objects
+                tar.members.clear()  # 100,000 frames need not stay in memory as objects
+            whole = whole and tar.offset < total  # a tar ends with empty blocks
     except (tarfile.TarError, OSError) as e:
-        raise growing_or(path, "not_video", f"not an uncompressed tar ({e})") from e
+        whole = False
+        if not entries:
+            raise VideoError("not_video", f"{path}: not an uncompressed tar ({e})") from e
+    if not whole:  # what is there counts, unless the rest is still on its way
+        cut = growing_or(path, "truncated", "the tar ends in the middle of a file")
+        if cut.reason == "growing":
+            raise cut
     return entries
 
 

@@ -239,7 +239,6 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("epic55", "i3d"): _EPIC_I3D,
     ("epic55", "r3d50"): _EPIC_I3D,
     ("toykitchen", "i3d"): Preset(ClipSampling(16, stride=4, fps=60.0), {"mode": "squash", "size": 112}),
-    ("toykitchen", "efficientnet_lite0"): Preset(GridSampling(fps=2.0)),
 }
 
 FRAME_FPS = 2.0  # of networks that read single frames: detectors, RoI networks, image backbones

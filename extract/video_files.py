@@ -26,6 +26,7 @@ __all__ = ["FrameIndex", "VideoFile", "frame_index", "read_header"]
 PROBED_FRAMES = 64  # decoded to see whether the container's times can be trusted
 SEEK_GAIN = 12  # frames that a seek must save: it costs a flush and the decoder's start-up latency
 CACHED_INDICES = 32
+MOST_THREADS = 16
 HIDES_FRAMES = {"vp8"}  # codecs with packets that are never shown, perhaps none in the first 64
 
 
@@ -238,7 +239,7 @@ def _unbroken(packets: list[_Packet]) -> bool:
 
 
 def _threads(wanted: int | None) -> int:
-    return wanted or min(4, os.cpu_count() or 1)
+    return min(wanted or min(4, os.cpu_count() or 1), MOST_THREADS)
 
 
 def _rising(values) -> bool:
@@ -400,14 +401,13 @@ class _Decoder:
         if self._packets is None:
             raise StopIteration
         try:
-            packet = next(self._packets, None)
+            for packet in self._packets:
+                if packet.size:  # an empty one would end the decoding: PyAV's last, or a dropped frame in an AVI
+                    return packet
         except (av.FFmpegError, OSError):
-            packet = None  # the file breaks off here
-            self.errors += 1
-        if packet is None or not packet.size:
-            self._packets = None
-            return None
-        return packet
+            self.errors += 1  # the file breaks off here
+        self._packets = None
+        return None
 
     def _decode(self, packet) -> list:
         if packet is None:
@@ -421,14 +421,15 @@ class _Decoder:
             return []
 
     def _drain(self) -> list:
-        frames, codec = [], self.stream.codec_context
-        while True:
+        codec = self.stream.codec_context
+        for _ in range(MOST_THREADS):  # each thread may hold a damaged frame, and tell of it only now
             try:
-                return frames + codec.decode(None)
+                return codec.decode(None)
             except av.EOFError:
-                return frames
+                break
             except av.FFmpegError:
                 self.errors += 1
+        return []
 
 
 class VideoFile(FrameSource):

@@ -59,9 +59,7 @@ def get_head(name: str):
     if name not in _HEADS and name in _MODULES:
         importlib.import_module(_MODULES[name])
     if name not in _HEADS:
-        raise UserError(
-            f"no head is called {name!r}; known: {', '.join(list_heads())}, or py:FILE:NAME for one's own"
-        )
+        raise UserError(f"no head is called {name!r}; known: {', '.join(list_heads())}, or py:FILE:NAME for one's own")
     return _HEADS[name]
 
 
@@ -92,7 +90,5 @@ def _from_file(name: str):
     head = getattr(module, attribute, None)
     lacking = [part for part in ("Config", "reads", "dims", "loss") if not hasattr(head, part)]
     if head is None or lacking:
-        raise UserError(
-            f"{name}: needs {', '.join(lacking) or attribute} (see the docstring of the package heads)"
-        )
+        raise UserError(f"{name}: needs {', '.join(lacking) or attribute} (see the docstring of the package heads)")
     return head

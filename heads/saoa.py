@@ -30,9 +30,7 @@ class SAOAConfig:
     object_channels: int  # C1 of the object features
 
     # what it looks at
-    noun_window_s: float = (
-        6.0  # seconds of objects around the clip's centre, for nouns (12 frames at 2 a second)
-    )
+    noun_window_s: float = 6.0  # seconds of objects around the clip's centre, for nouns (12 frames at 2 a second)
     verb_window_s: float = 4.0  # the same for verbs (8 frames)
     boxes_per_frame: int = 5  # the first by score
 
@@ -42,15 +40,7 @@ class SAOAConfig:
     reduction: int = 4  # the attention compares C / reduction wide projections
 
     def __post_init__(self):
-        for name in (
-            "verbs",
-            "nouns",
-            "channels",
-            "object_channels",
-            "boxes_per_frame",
-            "roi_size",
-            "reduction",
-        ):
+        for name in ("verbs", "nouns", "channels", "object_channels", "boxes_per_frame", "roi_size", "reduction"):
             if getattr(self, name) < 1:
                 raise UserError(f"saoa: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("noun_window_s", "verb_window_s"):
@@ -131,21 +121,16 @@ class SAOA(nn.Module):
     def forward(self, batch: dict) -> dict:
         seen = batch["objects_noun"]["mask"], batch["objects_verb"]["mask"]
         with torch.no_grad():  # the features are cached: no gradient is wanted from here
-            verb, noun = (
-                batch["verb"]["vector"].float(),
-                batch["noun"]["vector"].float(),
-            )  # f_g^v, f_g^n: eq. 3.3, 3.6
+            verb = batch["verb"]["vector"].float()  # f_g^v, eq. 3.3
+            noun = batch["noun"]["vector"].float()  # f_g^n, eq. 3.6
             of_noun, of_verb = (
                 torch.where(mask[..., None], batch[name]["roi"].float(), 0.0)
                 for name, mask in zip(("objects_noun", "objects_verb"), seen, strict=True)
             )
             boxes = torch.where(seen[1][..., None], batch["objects_verb"]["boxes"].float(), 0.0)
             # f_i^v = RoIAlign(f^v, l_i) of eq. 3.2: the clip's motion at the place of each object.
-            local = roi_align_max(
-                batch["verb"]["spatial"],
-                place_boxes(boxes, batch["verb"]["geometry"].float()),
-                self.config.roi_size,
-            )
+            on_map = place_boxes(boxes, batch["verb"]["geometry"].float())
+            local = roi_align_max(batch["verb"]["spatial"], on_map, self.config.roi_size)
             together = noun[:, None]
             if self.config.rescale:
                 together, of_noun = l2_rescale(together, of_noun)

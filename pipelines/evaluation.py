@@ -99,7 +99,9 @@ def seen_by(dataset: ClipDataset, lineage: list[dict]) -> str:
         overlap = int(dataset.in_split(ancestor.get("split") or None).sum())
         if overlap:
             who = ancestor.get("name", "an ancestor of its features")
-            return f"{who} was trained on {own} {ancestor.get('split') or '(all)'}, which holds {overlap} of these clips"
+            return (
+                f"{who} was trained on {own} {ancestor.get('split') or '(all)'}, which holds {overlap} of these clips"
+            )
     return ""
 
 

@@ -21,7 +21,7 @@ from pipelines.frames import DecodedRow, decode_rows
 from pipelines.overlap import BehindWriter, in_threads
 from pipelines.planning import Extraction, Job, plan_extraction
 from pipelines.provenance import run_facts, run_name
-from pipelines.videos import Videos
+from pipelines.videos import Opened, Videos
 from stores import (
     FAILED,
     OK,
@@ -123,6 +123,7 @@ def run_job(
     """Bring one store as far as the job asks."""
     network = create_network(job.network, weights=job.weights, **job.options)
     network.keep = job.keep
+    network.to(choose_device(device), job.request.precision)
     store = open_or_create(job, network)
     asked = rows_asked(store, job)
     status = store.status()
@@ -133,7 +134,7 @@ def run_job(
     if units:
         if store.sealed:
             store.unseal()
-        compute_units(job, network, store, units, todo, report, device, decode_workers, stop, announce, progress)
+        compute_units(job, network, store, units, todo, report, decode_workers, stop, announce, progress)
 
     status = store.status()
     report.failed = dict(Counter(reason for row, (reason, _) in store.failures().items() if asked[row]))
@@ -226,18 +227,23 @@ class Batch:
     number: int
     frames: list[np.ndarray | None]
     boxes: list[np.ndarray | None]
+    sizes: list[tuple[int, int] | None]  # (width, height) of the source: boxes are in its pixels
     n_padded: list[int]
     failures: dict[int, tuple[str, str]]
+
+    @property
+    def inputs(self) -> dict[str, list]:
+        """What the network's `run` takes."""
+        return {"frames": self.frames, "boxes": self.boxes, "sizes": self.sizes}
 
     @property
     def decoded(self) -> int:
         return sum(frames is not None for frames in self.frames)
 
 
-def compute_units(job, network, store, units, todo, report, device, decode_workers, stop, announce, progress) -> None:
+def compute_units(job, network, store, units, todo, report, decode_workers, stop, announce, progress) -> None:
     """Compute the rows of `todo` in these units. Decode threads, the network and the writer overlap."""
-    device = choose_device(device)
-    network.to(device, job.request.precision)
+    device = str(network.device)
     batch_size = job.request.batch_size or store.manifest.layout.batch_size
     workers = decode_workers or default_decode_workers(device)
     videos = Videos(job, store, threads=max(1, (os.cpu_count() or 1) // workers))
@@ -269,7 +275,7 @@ def compute_units(job, network, store, units, todo, report, device, decode_worke
                     open_units[batch.unit.index] = UnitResults(job, batch.unit, todo, batch_size)
                 results = open_units[batch.unit.index]
                 start = time.monotonic()
-                outputs = network.run({"frames": batch.frames, "boxes": batch.boxes}) if batch.decoded else {}
+                outputs = network.run(batch.inputs) if batch.decoded else {}
                 seconds["network"] += time.monotonic() - start
                 results.take(batch, outputs)
                 report.computed += batch.decoded
@@ -334,10 +340,11 @@ def decode_unit(job: Job, store: Store, unit: Unit, todo: np.ndarray, batch_size
     batches = {}
     for number in waiting:
         size = min(batch_size, len(unit) - number * batch_size)
-        batches[number] = Batch(unit, number, [None] * size, [None] * size, [0] * size, {})
+        batches[number] = Batch(unit, number, [None] * size, [None] * size, [None] * size, [0] * size, {})
     video_of = store.rows["video"][rows]
     for same_video in np.split(rows, np.flatnonzero(np.diff(video_of)) + 1):
-        for decoded in decode_video(job, store, same_video, videos):
+        opened = videos.open(int(store.rows["video"][same_video[0]]))
+        for decoded in decode_video(job, store, same_video, opened):
             number, slot = divmod(decoded.row - unit.start, batch_size)
             batch = batches[number]
             if decoded.failure is not None:
@@ -346,14 +353,14 @@ def decode_unit(job: Job, store: Store, unit: Unit, todo: np.ndarray, batch_size
                 batch.frames[slot] = decoded.frames if job.sampling.axis == "clip" else decoded.frames[0]
                 batch.n_padded[slot] = decoded.n_padded
                 batch.boxes[slot] = job.boxes_of(store.rows, decoded.row)
+                batch.sizes[slot] = opened.source.width, opened.source.height
             waiting[number] -= 1
             if waiting[number] == 0:
                 yield batches.pop(number)
 
 
-def decode_video(job: Job, store: Store, rows: np.ndarray, videos: Videos) -> Iterator[DecodedRow]:
+def decode_video(job: Job, store: Store, rows: np.ndarray, opened: Opened) -> Iterator[DecodedRow]:
     """Rows of one video; without frames and without a failure if the video cannot be used now (they stay pending)."""
-    opened = videos.open(int(store.rows["video"][rows[0]]))
     if opened.source is None:
         for row in rows:
             yield DecodedRow(int(row), None, np.empty(0, np.int64), failure=opened.failure)

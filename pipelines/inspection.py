@@ -183,7 +183,7 @@ def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
     if spec["kind"] == "roi":
         n = min(int(store.read("n_boxes", [row])[0]), store.manifest.arrays["boxes"].row_shape[0])
         boxes = store.read("boxes", [row])[0][:n] / np.array([seen.width, seen.height] * 2, np.float32)
-    outputs = network.run({"frames": [frames], "boxes": [boxes]})
+    outputs = network.run({"frames": [frames], "boxes": [boxes], "sizes": [(seen.width, seen.height)]})
     differences = {}
     for name, values in outputs.items():
         stored = store.read(name, [row])[0].astype(np.float64)

@@ -65,7 +65,9 @@ def attention_pictures(
 def _chosen(dataset, clips: Sequence[str] | None, n: int) -> list[int]:
     if clips is None:
         good = np.flatnonzero(dataset.ok)
-        return good[np.unique(np.linspace(0, len(good) - 1, min(n, len(good))).astype(int))].tolist() if len(good) else []
+        return (
+            good[np.unique(np.linspace(0, len(good) - 1, min(n, len(good))).astype(int))].tolist() if len(good) else []
+        )
     where = {str(dataset.clip_ids[clip]): item for item, clip in enumerate(dataset.clips)}
     lost = [clip for clip in clips if str(clip) not in where]
     if lost:
@@ -82,7 +84,9 @@ def _frames(batch: dict, out: dict, i: int, k: int) -> dict[float, dict]:
         weights = np.where(mask, out[f"attention_{name}"][i].reshape(-1, k), np.nan)
         for row in np.flatnonzero(mask.any(axis=1)):
             time = float(part["time_s"][i].reshape(-1, k)[row][mask[row]][0])
-            frame = frames.setdefault(time, {"boxes": part["boxes"][i].reshape(-1, k, 4)[row], "noun": None, "verb": None})
+            frame = frames.setdefault(
+                time, {"boxes": part["boxes"][i].reshape(-1, k, 4)[row], "noun": None, "verb": None}
+            )
             frame[name] = weights[row]
     return frames
 
@@ -181,7 +185,14 @@ def training_curve(run: str | Path | Run) -> Path:
         accuracy.set_ylim(0, 103)
         lines = [*lines, *accuracy.get_lines()]
     loss.xaxis.get_major_locator().set_params(integer=True)
-    loss.legend(lines, [line.get_label() for line in lines], fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+    loss.legend(
+        lines,
+        [line.get_label() for line in lines],
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.15),
+        ncols=2,
+    )
     loss.set_title(f"{run.head_name} on {run.facts['dataset']['name']}, seed {run.facts['seed']}", fontsize=10)
     figure.tight_layout()
     path = run.path / "pictures" / "training_curve.png"

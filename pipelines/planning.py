@@ -16,7 +16,7 @@ import numpy as np
 
 from errors import UserError
 from extract.datasets import Dataset, load_dataset, missing_videos, select_split
-from extract.decode import DECODE_RULE, VideoError, quick_probe
+from extract.decode import DECODE_RULE, DECODERS, VideoError, quick_probe
 from extract.networks import NetworkSpec, network_spec
 from extract.sampling import ClipSampling, GridSampling, clip_rows, frame_rows, preset_for
 from extract.sampling import instants as instants_of
@@ -77,6 +77,7 @@ class Extraction:
             raise UserError("give one of --backbone and --detector")
         _one_of("--precision", self.precision, PRECISIONS)
         _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--decoder", self.decoder, DECODERS)
         _one_of("--missing", self.missing, ("error", "skip"))
         if self.for_head is not None:
             _one_of("--for", self.for_head, tuple(KEEP_FOR_HEAD))
@@ -250,6 +251,7 @@ def plan_extraction(
     main = network_spec(request.backbone or request.detector, **_layer_option(request))
     media = "flow" if main.reads == "flow" else "rgb"
     dataset = load_dataset(request.dataset, data_root=request.data, videos=request.videos, media=media)
+    select_split(dataset.clips, request.split)  # refuses one that is not there
     missing = missing_videos(dataset)
     if missing and request.missing == "error":
         raise UserError(_missing_message(dataset, missing, media))

@@ -52,7 +52,9 @@ class Run:
     def best_head(self):
         """(head with the best checkpoint, checkpoint's metadata). Raises UserError if training never got that far."""
         if not (self.path / "best.safetensors").is_file():
-            raise UserError(f"{self.path} has no best.safetensors: its training has not finished an epoch; run it again")
+            raise UserError(
+                f"{self.path} has no best.safetensors: its training has not finished an epoch; run it again"
+            )
         head = self.create_head()
         tensors, metadata = load_tensors(self.path / "best.safetensors")
         head.load_state_dict(tensors)
@@ -68,7 +70,9 @@ class Run:
         for role, fact in self.facts["stores"].items():
             if fact["path"] not in by_path:
                 if not Path(fact["path"]).exists():
-                    raise UserError(f"{self.path}: its {role} store is not at {fact['path']} any more; say where it is now")
+                    raise UserError(
+                        f"{self.path}: its {role} store is not at {fact['path']} any more; say where it is now"
+                    )
                 by_path[fact["path"]] = open_store(fact["path"])
             store = opened[role] = by_path[fact["path"]]
             self.check_store(role, store)
@@ -132,7 +136,9 @@ def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
         there = open_run(path)
         lines = recipe_difference(_identity(there.facts), _identity(facts))
         if lines:
-            raise UserError(f"{path} holds another training; choose another --out. " + "; ".join(lines).replace("the store", "it"))
+            raise UserError(
+                f"{path} holds another training; choose another --out. " + "; ".join(lines).replace("the store", "it")
+            )
         return Run(path, {**there.facts, "stores": facts["stores"]}), True
     path.mkdir(parents=True, exist_ok=True)
     run = Run(path, facts)

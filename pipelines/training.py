@@ -7,7 +7,6 @@ on from there and ends as if nothing had happened.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +17,16 @@ import numpy as np
 from errors import MachineError, UserError
 from heads import get_head
 from heads.metrics import action_prior
-from pipelines.evaluation import autocast, clip_dataset, figures, pick_device, predict_scores, prefetch, seen_by, to_device
+from pipelines.evaluation import (
+    autocast,
+    clip_dataset,
+    figures,
+    pick_device,
+    predict_scores,
+    prefetch,
+    seen_by,
+    to_device,
+)
 from pipelines.find_stores import find_stores
 from pipelines.provenance import run_facts
 from pipelines.run_folder import Run, head_facts, load_tensors, save_tensors, start_run, store_facts
@@ -247,7 +255,9 @@ class _Loop:
             total += train_step(self.head, self.optimiser, arrays, self.device, config.precision) * len(arrays["item"])
         loss = float(total) / len(order)
         if not np.isfinite(loss):
-            raise MachineError(f"the loss of epoch {self.epoch + 1} is {loss}: try a smaller lr than {lr} (--set lr=...)")
+            raise MachineError(
+                f"the loss of epoch {self.epoch + 1} is {loss}: try a smaller lr than {lr} (--set lr=...)"
+            )
         return {"epoch": self.epoch + 1, "lr": lr, "loss": loss, "seconds": round(time.perf_counter() - started, 3)}
 
     # --- checkpoints ---
@@ -265,7 +275,9 @@ class _Loop:
         self.run.write_log(self.history)
         tensors = {f"head.{key}": value for key, value in self.head.state_dict().items()}
         for key, parameter in self.head.named_parameters():
-            momentum = self.optimiser.state[parameter].get("momentum_buffer") if parameter in self.optimiser.state else None
+            momentum = (
+                self.optimiser.state[parameter].get("momentum_buffer") if parameter in self.optimiser.state else None
+            )
             if momentum is not None:
                 tensors[f"momentum.{key}"] = momentum
         state = {"epoch": self.epoch, "history": self.history, "best": self.best}

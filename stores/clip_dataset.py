@@ -84,6 +84,7 @@ class ClipDataset:
         self._status = {role: self._status_of(role, r) for role, r in self._rows.items()}
         self.ok = np.all([status == OK for status in self._status.values()], axis=0)
         self._spans = {name: self._span(role, seconds) for name, (role, seconds) in self._lists.items()}
+        self._frames = {name: max(1, round(s / self._step(role))) for name, (role, s) in self._lists.items()}
         if not allow_incomplete:
             self._refuse_pending()
         self._places: dict[tuple[str, int], np.ndarray] = {}
@@ -214,8 +215,7 @@ class ClipDataset:
 
     def frames(self, name: str) -> int:
         """F: how many frames of its store's grid the window of a list holds."""
-        role, seconds = self._lists[name]
-        return max(1, round(seconds / self._step(role)))
+        return self._frames[name]
 
     # --- per video ---
 
@@ -391,8 +391,9 @@ class ClipDataset:
 
     def _incomplete(self, role: str, n: int, of: int, clip: str):
         raise UserError(
-            f"{self.stores[role].path}: {n} of {of} wanted clips wait for rows that are still pending (first: clip {clip})."
-            " Run extract again to finish the store, or pass --allow-incomplete (allow_incomplete=True) to mask them"
+            f"{self.stores[role].path}: {n} of {of} wanted clips wait for rows that are still pending"
+            f" (first: clip {clip}). Run extract again to finish the store, or pass --allow-incomplete"
+            " (allow_incomplete=True) to mask them"
         )
 
 

@@ -333,8 +333,9 @@ def _check_seal(store: Store) -> list[Finding]:
         except DamagedStore as error:
             found.append(Finding("error", f"{name}/videos/{column.parent.name}", error.message, remedy))
     there = set(versioned_files(store.path))
-    found += [Finding("error", file, "is not part of the seal", "move it away") for file in sorted(there - set(digests))]
-    found += [Finding("error", file, "is missing", remedy) for file in sorted(set(digests) - there)]
+    strays, lost = sorted(there - set(digests)), sorted(set(digests) - there)
+    found += [Finding("error", file, "is not part of the seal", "move it away") for file in strays]
+    found += [Finding("error", file, "is missing", remedy) for file in lost]
     return found
 
 

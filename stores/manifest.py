@@ -152,9 +152,7 @@ class Manifest:
         if not isinstance(version, int) or version < 1:
             raise NotAStore(f"the manifest has no format number (format = {version!r})")
         if version > FORMAT:
-            raise UserError(
-                f"the store has format {version}, this clipbank reads up to {FORMAT}: update clipbank"
-            )
+            raise UserError(f"the store has format {version}, this clipbank reads up to {FORMAT}: update clipbank")
         body = {key: value for key, value in data.items() if key != "sha256"}
         if data.get("sha256") != sha256(canonical_json(body)):
             raise DamagedStore("the manifest does not match its own sha256: zarr.json was damaged or edited")
@@ -214,9 +212,7 @@ def _show(fields: Mapping, name: str) -> str:
 
 def canonical_json(value: Any) -> bytes:
     """One spelling for equal values: sorted keys, no spaces, UTF-8, no NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def readable_json(value: Any) -> bytes:
@@ -264,7 +260,7 @@ def temporary_beside(path: Path) -> Path:
 
 def is_temporary(name: str) -> bool:
     """Whether a file or folder name is that of something half written, by us or by tensorstore."""
-    return re.fullmatch(r".*_[0-9a-f]{16}\.__lock|\..*\.[0-9a-f]{16}\.tmp", name, re.DOTALL) is not None
+    return re.fullmatch(r".*_[0-9a-f]{1,16}\.__lock|\..*\.[0-9a-f]{16}\.tmp", name, re.DOTALL) is not None
 
 
 def sync_folder(path: str | os.PathLike) -> None:

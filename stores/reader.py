@@ -195,9 +195,7 @@ class Store:
         if not has_value.all():
             row = int(rows[np.flatnonzero(~has_value)[0]])
             shard = self.path / self._files.shard_name(name, row // self.manifest.layout.unit_rows)
-            raise DamagedRow(
-                f"row {row} is marked ok and has no value in {shard}: run `store verify {self.path}`"
-            )
+            raise DamagedRow(f"row {row} is marked ok and has no value in {shard}: run `store verify {self.path}`")
         return values
 
     def _indices(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:

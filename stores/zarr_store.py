@@ -296,9 +296,11 @@ class ZarrFiles:
         try:
             return bool(self.objects.write(name, data, if_equal=generation).result().generation)
         except ValueError as error:
-            if _errno(error) == errno.ENOENT:  # its temporary was swept away
+            code = _errno(error)
+            if code == errno.ENOENT:  # its temporary was swept away
                 return False
-            raise storage_error(self.path / name, _errno(error), _short(error)) from error
+            reason = os.strerror(code) if code else _short(error)
+            raise storage_error(self.path / name, code, reason) from error
 
 
 def _read(array: Any, rows: np.ndarray) -> np.ndarray:
@@ -409,9 +411,7 @@ def _write_tree(folder: Path, manifest: Manifest, tables: Mapping) -> None:
 
 def root_json(manifest: Manifest) -> bytes:
     """The root zarr.json."""
-    return readable_json(
-        {"attributes": {ATTRIBUTE: manifest.to_json()}, "zarr_format": 3, "node_type": "group"}
-    )
+    return readable_json({"attributes": {ATTRIBUTE: manifest.to_json()}, "zarr_format": 3, "node_type": "group"})
 
 
 def _padded(column: np.ndarray, length: int) -> np.ndarray:

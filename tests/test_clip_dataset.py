@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from synthetic_stores import FRAME, K, PER_VIDEO, all_stores, clip_store, clips_table, object_store
+from synthetic_stores import FRAME, PER_VIDEO, K, all_stores, clip_store, clips_table, object_store
 
 from errors import UserError
 from stores import ClipDataset, Store, open_store
@@ -40,7 +40,10 @@ def test_values_are_the_stores_values(stores):
     data = make(stores)
     batch = data.batch([5, 0, 5, 17])
     clip, objects = stores["verb"], stores["objects"]
-    rows = [np.flatnonzero((clip.rows["clip"] == c) & (clip.rows["draw"] == d))[0] for c, d in zip(data.clips, data.draws, strict=True)]
+    rows = [
+        np.flatnonzero((clip.rows["clip"] == c) & (clip.rows["draw"] == d))[0]
+        for c, d in zip(data.clips, data.draws, strict=True)
+    ]
     for i, item in enumerate([5, 0, 5, 17]):
         row = rows[item]
         assert np.array_equal(batch["verb"]["spatial"][i], clip.read("spatial", [row])[0])
@@ -134,7 +137,8 @@ def test_stores_with_other_row_orders_are_joined_by_clip_and_draw(tmp_path, stor
     data = make({"verb": stores["verb"], "noun": mixed}, windows=None, arrays={"verb": ["vector"], "noun": ["vector"]})
     for i in (0, 13, 40):
         row = np.flatnonzero(
-            (mixed.clips["id"][mixed.rows["clip"]] == data.clip_ids[data.clips[i]]) & (mixed.rows["draw"] == data.draws[i])
+            (mixed.clips["id"][mixed.rows["clip"]] == data.clip_ids[data.clips[i]])
+            & (mixed.rows["draw"] == data.draws[i])
         )
         assert np.array_equal(data[i]["noun"]["vector"], mixed.read("vector", row)[0])
 

@@ -111,9 +111,7 @@ def test_shapes_and_gradients(name, dtype):
     assert all(torch.isfinite(x).all() and x.dtype == torch.float32 for x in out.values())
     head.loss(out, {"verb": torch.tensor([0, 1, 2, 6]), "noun": torch.tensor([10, 0, 1, 1])}).backward()
     for key, parameter in head.named_parameters():
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), (
-            key
-        )
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), key
 
 
 @pytest.mark.parametrize("name", heads.list_heads())
@@ -193,9 +191,7 @@ def roi_max(plane, box, size):
     for r in range(size):
         for c in range(size):
             points = [
-                sample(
-                    plane, y0 + (r + (i + 0.5) / ny) * high / size, x0 + (c + (j + 0.5) / nx) * wide / size
-                )
+                sample(plane, y0 + (r + (i + 0.5) / ny) * high / size, x0 + (c + (j + 0.5) / nx) * wide / size)
                 for i in range(ny)
                 for j in range(nx)
             ]
@@ -228,9 +224,7 @@ def saoa_numpy(p, batch, b, rescale):
             aligned = np.maximum(p[f"{name}.align.weight"] @ joined + p[f"{name}.align.bias"], 0)
             gate = 1 / (1 + np.exp(-(p[f"{name}.gate.weight"] @ query + p[f"{name}.gate.bias"])))
             features.append(gate * aligned)
-        scores = np.array(
-            [(p[f"{name}.query.weight"] @ query) @ (p[f"{name}.key.weight"] @ f) for f in features]
-        )
+        scores = np.array([(p[f"{name}.query.weight"] @ query) @ (p[f"{name}.key.weight"] @ f) for f in features])
         attention = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
         attended = sum(a * f for a, f in zip(attention, features, strict=True))
         full = np.zeros(objects["mask"].shape[1])
@@ -241,9 +235,7 @@ def saoa_numpy(p, batch, b, rescale):
         x0, y0, x1, y1 = array(batch["objects_verb"]["boxes"])[i]
         return roi_max(plane, (x0 * sx + ox, y0 * sy + oy, x1 * sx + ox, y1 * sy + oy), 7)
 
-    return *branch("noun", lambda i: fn, batch["objects_noun"], fv), *branch(
-        "verb", local, batch["objects_verb"], fn
-    )
+    return *branch("noun", lambda i: fn, batch["objects_noun"], fv), *branch("verb", local, batch["objects_verb"], fn)
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -273,9 +265,7 @@ def test_saoa_gates_and_attends_across_streams():
             getattr(head.noun, name).weight.zero_()
     other = {**batch, "verb": {**batch["verb"], "vector": torch.rand(4, C)}}
     assert torch.equal(head(batch)["noun"], head(other)["noun"])
-    assert torch.equal(
-        head(batch)["verb"], head(other)["verb"]
-    )  # the verb branch looks at the map, not the vector
+    assert torch.equal(head(batch)["verb"], head(other)["verb"])  # the verb branch looks at the map, not the vector
 
 
 @pytest.mark.parametrize("cells", [(8, 8), (5, 9), (16, 30)])

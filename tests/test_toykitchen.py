@@ -14,11 +14,11 @@ from extract.datasets.toykitchen import Dials, dials_from, make_toykitchen, read
 from extract.datasets.toykitchen.annotations import box_rows, scene_at
 from extract.datasets.toykitchen.counter import draw_counter
 from extract.datasets.toykitchen.make import render_video
-from extract.datasets.toykitchen.scene import SceneRenderer, digit_shapes
+from extract.datasets.toykitchen.scene import SceneRenderer, Sprite, digit_shapes
 from extract.datasets.toykitchen.script import NOUNS, SIZE, VERBS, balanced_pairs, frame_ticks, state_at
 from extract.export_frames import export_frames, grid_frames
 
-TINY = dict(train_clips=16, val_clips=6, clips_per_video=6, clock_clips=3, untrimmed=1, untrimmed_seconds=6)
+TINY = dict(train_clips=14, val_clips=5, clips_per_video=4, clock_clips=2, untrimmed=1, untrimmed_seconds=6)
 GRID = 60
 
 
@@ -64,18 +64,20 @@ def files_of(folder):
 
 def test_counts_and_split(dataset):
     clips = dataset.clips
-    assert (clips["split"] == "train").sum() == 16 and (clips["split"] == "val").sum() == 6
+    assert (clips["split"] == "train").sum() == 14 and (clips["split"] == "val").sum() == 5
     assert dataset.classes == {"verb": 6, "noun": 10}
     assert dataset.class_names == {"verb": list(VERBS), "noun": list(NOUNS)}
     assert all(dataset.videos["path"]) and dataset.grid_fps == 60
     train, val = (set(clips["participant"][clips["split"] == s]) for s in ("train", "val"))
     assert not train & val and all(int(p[1:]) <= 25 for p in train) and all(int(p[1:]) >= 26 for p in val)
-    assert len(dataset.texts["clip"]) == 22 and len(set(dataset.texts["clip"])) == 22
+    assert len(dataset.texts["clip"]) == 19 and len(set(dataset.texts["clip"])) == 19
 
 
 def test_default_dials_make_what_the_issue_asks_for():
     videos = write_script(Dials())
-    clips = {split: [s for v in videos if v.split == split and not v.events for s in v.scenes] for split in ("train", "val")}
+    clips = {"train": [], "val": []}
+    for video in videos:
+        clips[video.split] += [] if video.events else video.scenes
     assert len(clips["train"]) == 800 and len(clips["val"]) == 400
     for scenes in clips.values():
         counts = np.bincount([s.things[0].noun for s in scenes], minlength=10)
@@ -113,7 +115,8 @@ def test_files_have_pictures_and_sound_of_the_listed_rate_and_length(dataset):
 def test_boxes_contain_their_objects_and_the_touching_hand(dataset):
     boxes, script = dataset.boxes, {v.name: v for v in write_script(Dials(**TINY))}
     assert dataset.box_reference == SIZE and np.all(boxes["time_s"] * 2 == np.round(boxes["time_s"] * 2))
-    assert np.all((boxes["x1"] < boxes["x2"]) & (boxes["y1"] < boxes["y2"]) & (boxes["x1"] >= 0) & (boxes["y1"] >= 0))
+    assert np.all((boxes["x1"] < boxes["x2"]) & (boxes["y1"] < boxes["y2"]))
+    assert min(boxes["x1"].min(), boxes["y1"].min()) >= 0
     assert boxes["x2"].max() <= SIZE[0] and boxes["y2"].max() <= SIZE[1]
     touching = 0
     for i in range(len(boxes["video"])):
@@ -273,20 +276,21 @@ def test_dials_change_the_scenes():
         assert len(scene.things) == 8 and scene.idle is not None and state_at(scene, 0.3).camera == (0, 0)
         SceneRenderer(scene, "val").draw(state_at(scene, 1.0))
     assert all(s.idle is None for v in write_script(Dials(idle_hands=0, **TINY)) for s in v.scenes)
-    related = [s.table[0] == s.things[0].noun for v in write_script(Dials(context=1, **TINY)) for s in v.scenes if s.verb >= 0]
-    assert all(related)
+    related = [s for v in write_script(Dials(context=1, **TINY)) for s in v.scenes if s.verb >= 0]
+    assert all(s.table[0] == s.things[0].noun for s in related)
 
 
 def test_contact_shows_in_the_picture():
     """Where a hand touches, the box holds skin; the same box without the hand does not."""
-    scenes = [s for v in write_script(Dials()) if not v.events for s in v.scenes if VERBS[s.verb] == "shake"][:10]
-    for scene in scenes:
+    scenes = [s for v in write_script(Dials()) if not v.events for s in v.scenes if VERBS[s.verb] == "shake"]
+    for scene in scenes[:10]:
         renderer, state = SceneRenderer(scene, "train"), state_at(scene, 1.0)
         assert state.contact
         x, y = (round(v) for v in state.hand)
         patch = np.s_[max(y - 8, 0) : y + 16, max(x - 12, 0) : x + 12]
         with_hand = renderer.draw(state)[patch].astype(int)
-        renderer.hand = type(renderer.hand)(renderer.hand.colour * 0, renderer.hand.keep * 0 + 256, renderer.hand.anchor)
+        nothing = np.zeros((1, 1, 1), np.uint16)
+        renderer.hand = Sprite(nothing, nothing + 256, (0, 0))
         assert np.abs(with_hand - renderer.draw(state)[patch]).mean() > 8
 
 
@@ -312,8 +316,8 @@ def test_counters_are_the_frames_own_times_after_h264(clock_videos):
     for path in clock_videos.values():
         times, frames = decode(path)
         for time, frame in zip(times, frames, strict=True):
-            for size in (SIZE, (112, 112), (64, 64)):
-                pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], interpolation="BILINEAR")
+            for w, h in (SIZE, (112, 112)):
+                pixels = frame.to_ndarray(format="rgb24", width=w, height=h, interpolation="BILINEAR")
                 assert read_counter(pixels) == round(time * 1000)
 
 
@@ -323,7 +327,7 @@ def test_variable_rate_is_variable(clock_videos):
 
 
 @pytest.mark.parametrize("rate", ["60000/1001", "30000/1001", "variable"])
-def test_file_and_frame_folder_show_the_same_frames_within_one_grid_step(clock_videos, dataset, rate, tmp_path):
+def test_file_and_frame_folder_agree_within_one_grid_step(clock_videos, dataset, rate, tmp_path):
     """The clock: frames picked by instant from the file, and by number from the folder, at every step of every clip."""
     decoding = pytest.importorskip("extract.decode")
     path = clock_videos[rate]
@@ -334,7 +338,7 @@ def test_file_and_frame_folder_show_the_same_frames_within_one_grid_step(clock_v
         for start, stop, v in zip(*(dataset.clips[c] for c in ("start_s", "stop_s", "video")), strict=True)
         if v == video
     ])  # fmt: skip
-    assert len(steps) > 150 and steps.max() < n
+    assert len(steps) > 120 and steps.max() < n
 
     def counters(source, instants):
         with decoding.open_source(source, grid_fps=GRID) as opened:

@@ -16,6 +16,8 @@ from .spec import READS, NetworkSpec
 
 __all__ = ["Network", "PRECISIONS"]
 
+_CPU_PIXELS = 1 << 20  # pixels of one forward pass on a CPU, all frames counted
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -171,7 +173,10 @@ class Network:
 
     def compute(self, x: Tensor, slots: list[int], batch: dict[str, list]) -> dict[str, Tensor]:
         """uint8 frames of one shape on the device -> outputs, row by row as in `slots`; pooling is in float32."""
-        feature_map = self.feature_map(self.normalise(x))
+        parts = [self._pool(self.feature_map(self.normalise(part))) for part in x.split(self._rows_at_once(x))]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _pool(self, feature_map: Tensor) -> dict[str, Tensor]:
         values = {}
         if "map" in self._keep:
             values["map"] = feature_map
@@ -180,6 +185,10 @@ class Network:
         if "vector" in self._keep:
             values["vector"] = feature_map.flatten(1, -2).mean(1)
         return values
+
+    def _rows_at_once(self, x: Tensor) -> int:
+        """On a CPU large clips go through one by one: a batch of them falls out of its caches and gains nothing."""
+        return len(x) if self.device.type != "cpu" else max(1, _CPU_PIXELS * x.shape[-1] // x[0].numel())
 
     def normalise(self, x: Tensor) -> Tensor:
         """uint8 (B, ..., C) on the device -> float32 (B, C, ...), (x / 255 - mean) / std, channels last in memory."""

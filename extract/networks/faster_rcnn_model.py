@@ -74,11 +74,11 @@ class FasterRcnn(Network):
         features = model.backbone(resized.tensors)
         proposals, _ = model.rpn(ImageList(resized.tensors, resized.image_sizes), features)
         head = model.roi_heads
-        logits, deltas = head.box_predictor(head.box_head(self._pool(features, proposals, resized)))
+        logits, deltas = head.box_predictor(head.box_head(self._roi_align(features, proposals, resized)))
         boxes, scores, labels = head.postprocess_detections(logits, deltas, proposals, resized.image_sizes)
         found = [len(s) for s in scores]
         boxes = [b[:top] for b in boxes]
-        roi = self._pool(features, boxes, resized)
+        roi = self._roi_align(features, boxes, resized)
         roi = roi.amax((2, 3)) if self.spec.layer == "pooled" else head.box_head(roi)
         rows = [
             {"boxes": b, "scores": s[:top], "classes": c[:top], "roi": r, "n_boxes": torch.tensor(n)}
@@ -86,7 +86,7 @@ class FasterRcnn(Network):
         ]
         return model.transform.postprocess(rows, resized.image_sizes, [size] * len(rows))
 
-    def _pool(self, features: dict[str, Tensor], boxes: list[Tensor], images: ImageList) -> Tensor:
+    def _roi_align(self, features: dict[str, Tensor], boxes: list[Tensor], images: ImageList) -> Tensor:
         """RoIAlign 7 x 7 at each box's own level. The padded size makes each level's scale exact for small images."""
         padded = tuple(images.tensors.shape[-2:])
         pool = self.module.roi_heads.box_roi_pool

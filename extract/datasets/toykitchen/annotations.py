@@ -108,7 +108,8 @@ def box_rows(video: Video, times: np.ndarray, noise: float) -> list[tuple]:
                 continue
             noun = scene.things[i].noun
             place = f"[({top}, {left}, {bottom - top}, {right - left})]"
-            rows.append((noun, NOUNS[noun], video.participant, video.name, f"{k * GRID // BOX_FPS + 1:06d}", place))
+            frame = f"{k * GRID // BOX_FPS + 1:06d}"
+            rows.append((noun, NOUNS[noun], video.participant, video.name, frame, place))
     return rows
 
 

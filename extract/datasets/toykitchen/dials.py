@@ -23,7 +23,7 @@ class Dials:
     train_clips: int = 800
     val_clips: int = 400
     clips_per_video: int = 25
-    clock_clips: int = 10  # clips in each of the three clock videos, counted in train_clips; 0: no clock videos
+    clock_clips: int = 10  # in each of the three clock videos, counted in train_clips; 0: no such videos
     untrimmed: int = 4  # long videos with event labels only, every fourth of them in the validation kitchens
     untrimmed_seconds: int = 40
     # how hard
@@ -31,7 +31,7 @@ class Dials:
     idle_hands: float = 0.5  # share of scenes in which a second hand rests beside a distractor
     camera: float = 1.0  # pan and jitter of the camera; 0: a tripod
     affinity: float = 3.0  # how much likelier the usual verb of a noun is than any other verb
-    context: float = 0.35 # share of scenes whose table top goes with the noun; the rest have any
+    context: float = 0.25  # share of scenes whose table top goes with the noun; the rest have any
     box_noise: float = 1.5  # standard deviation of an object box's edges, pixels
     irrelevant: float = 0.6  # share of an untrimmed video in which nothing labelled happens
     entities: int = 3  # at most so many objects in a caption
@@ -47,7 +47,8 @@ class Dials:
             "seed": (0, 2**31), "train_clips": (1, 100_000), "val_clips": (1, 100_000),
             "clips_per_video": (1, 400), "clock_clips": (0, 400), "untrimmed": (0, 1000),
             "untrimmed_seconds": (4, 900), "distractors": (0, 7), "idle_hands": (0, 1), "camera": (0, 3),
-            "affinity": (0, 1000), "context": (0, 1), "box_noise": (0, 6), "irrelevant": (0, 1), "entities": (1, 3),
+            "affinity": (0, 1000), "context": (0, 1), "box_noise": (0, 6), "irrelevant": (0, 1),
+            "entities": (1, 3),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:

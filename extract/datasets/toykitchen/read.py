@@ -11,6 +11,7 @@ from extract.csv_reading import Problems, integers, read_csv
 from extract.datasets.base import Dataset, Table, strings
 from extract.datasets.epic55 import participant_split
 from extract.datasets.epic_csv import EpicPart, epic_dataset, read_class_names, read_video_info
+from extract.datasets.toykitchen.make import CARD
 from extract.datasets.toykitchen.script import GRID, SIZE
 
 __all__ = ["read_object_labels", "read_toykitchen"]
@@ -27,7 +28,7 @@ def read_toykitchen(folder: Path) -> Dataset:
         noun_names=read_class_names(annotations / "EPIC_noun_classes.csv"),
         video_info=read_video_info(annotations / "EPIC_video_info.csv"),
         saoa={"backbone": "i3d_rgb", "objects": "efficientnet_lite0"},
-        facts={"gaze": "annotations/gaze.csv", **json.loads((folder / "toykitchen.json").read_text(encoding="utf-8"))},
+        facts={"gaze": "annotations/gaze.csv", **json.loads((folder / CARD).read_text(encoding="utf-8"))},
     )
     number = {name: i for i, name in enumerate(dataset.videos["name"])}
     return dataclasses.replace(
@@ -83,12 +84,14 @@ def read_captions(path: Path, dataset: Dataset) -> Table:
         if uid not in clip:
             problems.value(line, "uid", uid, "not a clip of this dataset")
     problems.check()
-    return {"clip": np.array([clip[uid] for uid in source["uid"]], np.int32), "caption": strings(source["caption"])}
+    clips = np.array([clip[uid] for uid in source["uid"]], np.int32)
+    return {"clip": clips, "caption": strings(source["caption"])}
 
 
 def read_events(path: Path, number: dict[str, int]) -> Table:
     """untrimmed_events.csv as an events table: label is the verb, `noun` a further column."""
-    source = read_csv(path, ["video_id", "start_frame", "stop_frame", "verb_class", "noun_class"], rows_required=False)
+    columns = ["video_id", "start_frame", "stop_frame", "verb_class", "noun_class"]
+    source = read_csv(path, columns, rows_required=False)
     problems = Problems(path)
     start, stop = (integers(source, name, problems, minimum=1) for name in ("start_frame", "stop_frame"))
     verb, noun = (integers(source, name, problems).astype(np.int32) for name in ("verb_class", "noun_class"))

@@ -14,6 +14,10 @@ from extract.datasets.toykitchen.script import SIZE, Scene, State, Thing
 __all__ = ["SceneRenderer", "digit_shapes"]
 
 MARGIN = 40  # of the table around the frame, for the moving camera
+TABLES = (
+    (190, 70, 70), (70, 160, 80), (70, 90, 190), (190, 170, 70), (170, 80, 180),
+    (70, 170, 180), (130, 130, 130), (200, 130, 90), (95, 70, 55), (190, 190, 205),
+)  # fmt: skip
 TRAIN_SHARE = 0.6  # of each class's real digits; the rest are the validation kitchens'
 
 
@@ -116,7 +120,7 @@ def hand_sprite(skin, sleeve, angle: float, grasping: bool) -> Sprite:
 
 
 def table_picture(pattern: int, seed: int) -> np.ndarray:
-    """The table top, uint8 (H + 2 MARGIN, W + 2 MARGIN, 3): one of ten patterns in colours of its own."""
+    """The table top, uint8 (H + 2 MARGIN, W + 2 MARGIN, 3): one of ten kinds, each a pattern and roughly a colour."""
     rng = np.random.default_rng(seed)
     width, height = SIZE
     ys, xs = np.mgrid[: height + 2 * MARGIN, : width + 2 * MARGIN].astype(np.float32)
@@ -129,7 +133,7 @@ def table_picture(pattern: int, seed: int) -> np.ndarray:
         np.sin(2 * np.pi * (ys + 6 * np.sin(xs / 25)) / period * 2), np.maximum(a, b) ** 5, diagonal * a,
         np.sin(np.hypot(xs - 150, ys - 120) * 2 * np.pi / period),
     ][pattern]  # fmt: skip
-    base = rng.integers(60, 200, 3).astype(np.float32)
+    base = np.array(TABLES[pattern], np.float32) + 40 * rng.random(3, dtype=np.float32) - 20
     tint = (24 * rng.random(3) - 12 + 10 * np.sign(rng.random() - 0.5)).astype(np.float32)
     grain = 4 * rng.random(xs.shape, dtype=np.float32) - 2
     return np.clip(base + wave[..., None] * tint + grain[..., None], 0, 255).astype(np.uint8)
@@ -143,7 +147,8 @@ class SceneRenderer:
         self.scene = scene
         shapes = digit_shapes(split)
         self.shapes = [shapes[a.noun][int(a.sample * len(shapes[a.noun]))] for a in scene.things]
-        self.cards = [card_sprite(a, s, a.size, a.tilt) for a, s in zip(scene.things, self.shapes, strict=True)]
+        pairs = zip(scene.things, self.shapes, strict=True)
+        self.cards = [card_sprite(thing, shape, thing.size, thing.tilt) for thing, shape in pairs]
         self.table = table_picture(*scene.table)
         self.hand = hand_sprite(scene.skin, scene.sleeve, scene.angle, True) if scene.verb >= 0 else None
         self.idle = hand_sprite(scene.skin, scene.sleeve, scene.idle[1], False) if scene.idle else None

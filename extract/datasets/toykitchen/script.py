@@ -52,7 +52,7 @@ class Scene:
     angle: float  # where the hand comes from, radians from straight below
     way: float  # +1 or -1: which way it is slid or turned
     tempo: float  # how fast, about 1
-    idle: tuple[int, float, float] | None  # a resting hand: beside which thing, from which angle, at what distance
+    idle: tuple[int, float, float] | None  # a resting hand: beside which thing, its angle, its distance
     table: tuple[int, int]  # pattern, seed of its colours
     camera: tuple[float, ...]  # pan x, y (pixels a second); jitter amplitude (pixels), frequency (Hz), phase
     skin: tuple[int, int, int]
@@ -102,10 +102,11 @@ def frame_ticks(video: Video) -> tuple[np.ndarray, int, int]:
         return np.arange(n, dtype=np.int64), numerator, denominator
     # A phone in changing light: runs of frames at 30, 24, 15 and 12.5 fps, each frame a little early or late.
     rng = np.random.default_rng([*video.seed, 7])
-    ticks, now = [], 0
+    ticks, now, steps = [], 0, []
     while now < video.seconds * 90_000:
-        step = (3000, 3750, 6000, 7200)[rng.integers(4)]
-        for _ in range(int(rng.integers(8, 20))):
+        steps = steps or list(rng.permutation([3000, 3750, 6000, 7200]))
+        step = steps.pop()
+        for _ in range(int(rng.integers(6, 13))):
             ticks.append(now)
             now += int(step * (0.9 + 0.2 * rng.random()))
     ticks = np.array(ticks, np.int64)
@@ -133,7 +134,8 @@ def state_at(scene: Scene, t: float) -> State:
         which, angle, distance = scene.idle
         reach = scene.things[which].size / 2 + distance
         sway = 1.5 * math.sin(2 * math.pi * 0.4 * t + phase)
-        idle = (scene.things[which].x + reach * math.sin(angle) + sway, scene.things[which].y + reach * math.cos(angle))
+        beside = scene.things[which]
+        idle = (beside.x + reach * math.sin(angle) + sway, beside.y + reach * math.cos(angle))
 
     def seen(x, y):
         return x - camera[0], y - camera[1]
@@ -293,10 +295,8 @@ def write_script(dials: Dials) -> tuple[Video, ...]:
         noun = int(rng.integers(len(NOUNS)))  # what this video is about
         n = dials.untrimmed_seconds * GRID // SCENE
         told = set(rng.permutation(n)[: max(1, round(n * (1 - dials.irrelevant)))].tolist())
-        scenes = tuple(
-            make_scene(k * SCENE, *((int(rng.integers(len(VERBS))), noun) if k in told else (-1, -1)), dials, rng, wardrobe)
-            for k in range(n)
-        )
+        labels = [(int(rng.integers(len(VERBS))), noun) if k in told else (-1, -1) for k in range(n)]
+        scenes = tuple(make_scene(k * SCENE, *p, dials, rng, wardrobe) for k, p in enumerate(labels))
         name = f"P{kitchen:02d}_{901 + i // len(kitchens)}"
         videos.append(Video(name, f"P{kitchen:02d}", split, PLAIN_RATE, seed, scenes, events=True))
     return tuple(sorted(videos, key=lambda v: v.name))
