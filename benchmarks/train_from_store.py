@@ -9,6 +9,7 @@ epoch from disk takes more than 1.2 times as long, or needs 3 GiB or more beyond
 """
 
 import argparse
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -96,7 +97,7 @@ def _make(path: Path, arrays: dict, unit_rows: int, rows: dict, clips: dict, vid
     if todo:
         for name in names:
             store.write_probe(name, probe)
-    for unit in tqdm(todo, desc=path.stem):
+    for unit in tqdm(todo, desc=path.stem, disable=not todo):
         rng = np.random.default_rng([unit.index, len(path.stem)])
         values = {name: _values(rng, name, (len(unit), *spec.row_shape)) for name, spec in arrays.items()}
         store.commit(unit, values, np.ones(len(unit), np.uint8), verify=False)
@@ -144,7 +145,7 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
 
     from heads import create_head
     from pipelines.evaluation import clip_dataset, prefetch
-    from pipelines.training import TrainingConfig, train_step
+    from pipelines.training import KEEP_BYTES, TrainingConfig, train_step
     from stores import open_store
 
     torch.set_num_threads(threads)
@@ -161,7 +162,12 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
     stores = {role: open_store(path) for role, path in paths.items()}
     if in_memory:
         stores = {role: InMemory(store, head.reads[role]) for role, store in stores.items()}
-    dataset = clip_dataset(head, stores, "train")
+    if not in_memory:
+        forget(paths)
+    started = time.perf_counter()
+    dataset = clip_dataset(head, stores, "train", keep_bytes=0 if in_memory else KEEP_BYTES)
+    dataset.batch(range(8))  # libraries, handles
+    start = time.perf_counter() - started
     peak, stop = [resident().rss], threading.Event()
 
     def watch():
@@ -169,7 +175,7 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
             peak[0] = max(peak[0], resident().rss)
 
     threading.Thread(target=watch, daemon=True).start()
-    pipe.send(len(dataset))
+    pipe.send((len(dataset), start))
     while (batches := pipe.recv()) is not None:
         if not in_memory:
             forget(paths)
@@ -217,33 +223,39 @@ def forget(paths: dict) -> None:
 
 def measure(paths: dict, steps: int, rounds: int, batch_size: int, threads: int) -> dict:
     spawn = multiprocessing.get_context("spawn")
-    sides = {}
+    sides, start = {}, {}
     for name in ("disk", "memory"):
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=worker, args=(theirs, paths, name == "memory", batch_size, threads))
         process.start()
         theirs.close()
-        sides[name] = (ours, process, ours.recv())
-        print(f"{name}: ready, {sides[name][2]} clips", flush=True)
-    order = np.random.default_rng(1).permutation(sides["disk"][2])
+        clips, start[name] = ours.recv()
+        sides[name] = ours, process
+        print(f"{name}: ready, {clips} clips, dataset opened in {start[name]:.1f} s", flush=True)
+    order = np.random.default_rng(1).permutation(clips)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][: steps or None]
+    steps_in_all = -(-len(order) // batch_size)  # of one epoch
     seconds, resident = {"disk": 0.0, "memory": 0.0}, {}
     for part in np.array_split(np.arange(len(batches)), min(rounds, len(batches))):
-        for name, (pipe, _, _) in sides.items():
+        for name, (pipe, _) in sides.items():
             pipe.send([batches[i] for i in part])
             spent, resident[name], loss = pipe.recv()
             seconds[name] += spent
             print(f"{name:7s} {len(part)} steps, {1000 * spent / len(part):.0f} ms a step, loss {loss:.3f}", flush=True)
-    for pipe, process, _ in sides.values():
+    for pipe, process in sides.values():
         pipe.send(None)
         process.join()
     read = sum(np.prod(shape) * 2 for shape in ((8, 8, CHANNELS), (2, CHANNELS), (16, BOXES, OBJECT_CHANNELS)))
     return {
         "steps": len(batches),
-        "steps_an_epoch": -(-len(order) // batch_size),
+        "steps_an_epoch": steps_in_all,
         "disk_s": seconds["disk"],
         "memory_s": seconds["memory"],
+        "disk_open_s": start["disk"],
         "ratio": seconds["disk"] / seconds["memory"],
+        # Of one epoch that also pays for opening and for what is read once.
+        "ratio_with_opening": (seconds["disk"] / len(batches) * steps_in_all + start["disk"])
+        / (seconds["memory"] / len(batches) * steps_in_all),
         "disk_ms_a_step": 1000 * seconds["disk"] / len(batches),
         "memory_ms_a_step": 1000 * seconds["memory"] / len(batches),
         "read_MB_s": float(read * batch_size * len(batches) / seconds["disk"] / 1e6),
@@ -265,7 +277,6 @@ def main() -> int:
     paths = make_stores(args.root, args.clips)
     stored = sum(file.stat().st_size for path in paths.values() for file in path.rglob("*") if file.is_file())
 
-    import tensorstore
     import torch
 
     from pipelines.provenance import cpu_name
@@ -277,7 +288,7 @@ def main() -> int:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "tensorstore": getattr(tensorstore, "__version__", "unknown"),
+        "tensorstore": importlib.metadata.version("tensorstore"),
         "load_average": os.getloadavg(),
         **measure(paths, args.steps, args.rounds, args.batch_size, args.threads),
     }
@@ -285,9 +296,9 @@ def main() -> int:
         print(f"{key:32s} {value:.3f}" if isinstance(value, float) else f"{key:32s} {value}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    good = result["ratio"] <= MOST_RATIO and result["resident_beyond_model_bytes"] < MOST_BYTES
+    good = result["ratio_with_opening"] <= MOST_RATIO and result["resident_beyond_model_bytes"] < MOST_BYTES
     print(
-        f"{'holds' if good else 'DOES NOT HOLD'}: ratio {result['ratio']:.3f} (at most {MOST_RATIO}), "
+        f"{'holds' if good else 'DOES NOT HOLD'}: an epoch takes {result['ratio_with_opening']:.3f} times as long (at most {MOST_RATIO}), "
         f"{result['resident_beyond_model_bytes'] / 2**30:.2f} GiB beyond the model (less than {MOST_BYTES >> 30})"
     )
     return 0 if good else 1

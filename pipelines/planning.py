@@ -104,6 +104,15 @@ def feature_roots(given: tuple[str | Path, ...] = ()) -> list[Path]:
     return [Path(root) for root in listed] or [Path("features")]
 
 
+def readable_bytes(n: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.4g} {unit}"
+        n /= 1024
+    return f"{n:.4g} TiB"
+
+
 def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
@@ -171,6 +180,15 @@ class Job:
     def layout(self) -> Layout:
         return plan_layout(self.arrays, self.spec.unit_rows, unit_rows=self.request.unit_rows,
                            batch_size=self.request.batch_size or self.spec.batch_size)
+
+    @property
+    def n_units(self) -> int:
+        return len(units((0, len(self.rows["video"])), self.layout.unit_rows))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all arrays before compression (features after a ReLU compress to about half)."""
+        return sum(store_bytes(self.arrays, len(self.rows["video"])).values())
 
     @cached_property
     def wanted(self) -> np.ndarray:
@@ -267,8 +285,8 @@ def plan_extraction(
         jobs.append(_job(request, objects, gone, network, boxes, first=False, headers_only=headers_only,
                          progress=progress))
     for job in jobs:
-        announce(f"{job.path}: {len(job.rows['video']):,} rows, {len(units((0, len(job.rows['video'])), job.layout.unit_rows)):,}"
-                 f" units, {sum(store_bytes(job.arrays, len(job.rows['video'])).values()) / 2**30:.2f} GiB before compression")
+        announce(f"{job.path}: {len(job.rows['video']):,} rows in {job.n_units:,} units,"
+                 f" {readable_bytes(job.bytes)} before compression")
     if missing:
         announce(f"{len(missing)} of {len(dataset.videos['name'])} videos are not on disk; their rows wait")
     return jobs
@@ -390,10 +408,11 @@ def describe_jobs(jobs: list[Job], time_row: Callable[[Job], float | None] | Non
             "axis": job.sampling.axis,
             "rows": n,
             "rows_now": wanted,
-            "units": len(units((0, n), job.layout.unit_rows)),
+            "units": job.n_units,
             "unit_rows": job.layout.unit_rows,
             "arrays": {name: [*array.row_shape, array.dtype] for name, array in job.arrays.items()},
-            "bytes": sum(store_bytes(job.arrays, n).values()),
+            "size": readable_bytes(job.bytes),
+            "bytes": job.bytes,
             "videos": len(job.dataset.videos["name"]),
             "videos_missing": len(job.missing),
             "seconds_a_row": seconds,

@@ -35,6 +35,9 @@ from stores import ClipDataset, open_store
 
 __all__ = ["TrainingConfig", "train_head"]
 
+KEEP_BYTES = (
+    1 << 30
+)  # of small arrays (vectors, boxes), read once: shuffled reads of them would cost more than the maps
 FITS = ("train", "trainval")
 PRIORS = ("joint", "noun_given_verb", "none")
 PRECISIONS = ("fp32", "bf16")
@@ -144,7 +147,7 @@ def train_head(
 
     torch.manual_seed(seed)
     head = head_class(config)
-    fitted = clip_dataset(head, stores, fit, allow_incomplete=allow_incomplete)
+    fitted = clip_dataset(head, stores, fit, allow_incomplete=allow_incomplete, keep_bytes=KEEP_BYTES)
     lineage = _lineage(stores)
     validation = _validation(head, stores, fit, lineage, allow_incomplete, say)
     device = pick_device(device)

@@ -57,13 +57,13 @@ class Videos:
         """Write the probe, or compare it with the one there; False if the video's content is not what it was."""
         with self._lock:
             known = self.store.probe(name)
-            if known is not None and known["content_hash"] != found.content_hash:
-                if (self.store.status()[self.store.rows["video"] == video] == OK).any():
-                    if name not in self.changed:
-                        self.changed.append(name)
-                    return False
-                known = None  # nothing was computed from the old file: the new one takes its place
-            if known is None:
-                geometry = self.job.geometry(found.width, found.height)
-                self.store.write_probe(name, {**found.to_json(), "geometry": geometry})
+            if known is not None and known["content_hash"] == found.content_hash:
+                return True
+            if known is not None and (self.store.status()[self.store.rows["video"] == video] == OK).any():
+                if name not in self.changed:
+                    self.changed.append(name)
+                return False
+            # Seen for the first time, or nothing came of the file that was here before.
+            geometry = self.job.geometry(found.width, found.height)
+            self.store.write_probe(name, {**found.to_json(), "geometry": geometry}, replace=known is not None)
             return True

@@ -43,6 +43,9 @@ class ClipDataset:
     without a row that is ok, and slots without a box, are masked. `ok` is False where a clip store has no value.
     `__getitems__` gives the same as a list of single items, so a torch DataLoader's default collation works.
 
+    `keep_bytes`: the smallest arrays that fit in this much are read once and kept in memory: a vector or a box is far
+    smaller than the chunk that a read of it fetches, so shuffled epochs would decode each many times over.
+
     Raises UserError: stores of different datasets or windows, differing labels, rows still pending (unless
     `allow_incomplete`, which masks them), a split or array that is not there.
     """
@@ -58,6 +61,7 @@ class ClipDataset:
         draws: Iterable[int] | None = None,
         labels: str | None = None,
         allow_incomplete: bool = False,
+        keep_bytes: int = 0,
     ):
         self.stores = _opened(stores)
         self.boxes_per_frame = boxes_per_frame
@@ -88,6 +92,7 @@ class ClipDataset:
         if not allow_incomplete:
             self._refuse_pending()
         self._places: dict[tuple[str, int], np.ndarray] = {}
+        self._kept = self._keep(keep_bytes)
 
     # --- size, coverage ---
 
@@ -172,9 +177,36 @@ class ClipDataset:
         values = np.zeros((len(rows), *spec.row_shape), spec.dtype)
         wanted, back = np.unique(rows[good], return_inverse=True)
         if len(wanted):
-            read = self.stores[role].read(name, wanted)
+            read = self._values(role, name, wanted)
             values[good] = read if len(wanted) == len(rows) and (back == np.arange(len(rows))).all() else read[back]
         return values
+
+    def _values(self, role: str, name: str, rows: np.ndarray) -> np.ndarray:
+        kept = self._kept.get((str(self.stores[role].path), name))
+        return self.stores[role].read(name, rows) if kept is None else kept[rows]
+
+    def _keep(self, most: int) -> dict[tuple[str, str], np.ndarray]:
+        """{(store, array): all its rows, zeros where they are not ok}, the smallest arrays first, `most` bytes in all."""
+        sizes = {}
+        for role, names in self._arrays.items():
+            store = self.stores[role]
+            for name in names:
+                sizes[str(store.path), name] = store.manifest.arrays[name].row_bytes * len(store), role
+        kept = {}
+        for key, (size, role) in sorted(sizes.items(), key=lambda item: item[1]):
+            if size > most:
+                break
+            most -= size
+            store, spec = self.stores[role], self.stores[role].manifest.arrays[key[1]]
+            kept[key] = np.zeros((len(store), *spec.row_shape), spec.dtype)
+            rows = np.flatnonzero(store.status() == OK)
+            for start in range(0, len(rows), 4096):
+                part = rows[start : start + 4096]
+                kept[key][part] = store.read(key[1], part)
+        return kept
+
+    def __getstate__(self):
+        return {**self.__dict__, "_kept": {}}  # another process reads what it needs
 
     def _objects(self, role: str, at: np.ndarray) -> dict:
         """All lists of one store: the union of their frames is read once."""
@@ -195,7 +227,7 @@ class ClipDataset:
             # One more row of zeros at the end: where a frame is missing, index -1 finds it.
             read[name] = np.zeros((len(rows) + 1, min(k, spec.row_shape[0]), *spec.row_shape[1:]), spec.dtype)
             if len(rows):
-                read[name][:-1] = self.stores[role].read(name, rows)[:, :k]
+                read[name][:-1] = self._values(role, name, rows)[:, :k]
         times = self.stores[role].rows["start_s"]
         out = {}
         for name, grid in frames.items():

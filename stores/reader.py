@@ -275,13 +275,13 @@ class Store:
         """What was found in the video when its first unit was planned; None if that has not happened."""
         return self._files.read_json(self._probe_name(video))
 
-    def write_probe(self, video: str | int, probe: Mapping[str, Any]) -> dict:
+    def write_probe(self, video: str | int, probe: Mapping[str, Any], replace: bool = False) -> dict:
         """Keeps a video's probe (fps, n_frames, duration_s, ..., geometry) durably; the first one stays.
 
-        Returns the probe that is kept.
+        replace: for a new file of a video of which no row was computed yet. Returns the probe that is kept.
         """
         kept = self.probe(video)
-        if kept is None:
+        if kept is None or replace:
             write_durable(self.path / self._probe_name(video), readable_json(dict(probe)))
             kept = self.probe(video)
         return kept

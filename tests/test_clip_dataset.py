@@ -264,3 +264,14 @@ def test_split_helpers(stores):
     data = make(stores, "trainval")
     assert data.in_split("val").sum() == 10 and data.in_split("train").sum() == 60 and data.in_split("other").all()
     assert len(data.split_labels("val")["verb"]) == 10 and open_store(stores["verb"].path).path
+
+
+@pytest.mark.parametrize("keep", [0, 20_000, 1 << 30])
+def test_kept_arrays_change_no_value(tmp_path, keep):
+    store = clip_store(tmp_path, failed=[3], pending=[8])
+    trio = {"verb": store, "noun": store, "objects": object_store(tmp_path, failed=[6])}
+    plain = make(trio, allow_incomplete=True).batch(range(60))
+    kept = make(trio, allow_incomplete=True, keep_bytes=keep)
+    batch = pickle.loads(pickle.dumps(kept)).batch(range(60)) if keep == 20_000 else kept.batch(range(60))
+    for role in ("verb", "noun", "objects_noun", "objects_verb"):
+        assert all(np.array_equal(plain[role][name], batch[role][name]) for name in plain[role])
