@@ -139,7 +139,7 @@ def plan(as_json, device, **options):
 # ---- heads -------------------------------------------------------------------------------------------------------
 
 
-store_option = click.Path(path_type=Path)
+store_option = click.Path(exists=True, path_type=Path)
 
 
 @main.command("train-head")
@@ -214,7 +214,7 @@ def info(stores, as_json):
 
 @store.command()
 @click.argument("stores", nargs=-1, required=True, type=store_option)
-@click.option("--quick", is_flag=True, help="Compare sealed digests; do not decode every chunk.")
+@click.option("--quick", is_flag=True, help="Names, sizes, tables and status only; reads no data.")
 @click.option("--json", "as_json", is_flag=True)
 def verify(stores, quick, as_json):
     """Check every checksum, shape, count and row; exit 1 when there is damage."""
@@ -226,7 +226,7 @@ def verify(stores, quick, as_json):
     else:
         for path, findings in found.items():
             for finding in findings:
-                click.echo(f"{path}: {finding}")
+                click.echo(f"{path}: {finding.severity}: {finding.path}: {finding.what}; {finding.remedy}")
             if not any(finding.severity == "error" for finding in findings):
                 click.echo(f"{path}: whole")
     sys.exit(DAMAGE if any(f.severity == "error" for findings in found.values() for f in findings) else DONE)

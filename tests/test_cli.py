@@ -1,0 +1,172 @@
+"""The command line: fast help, codes, JSON, looking into stores."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import media
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import cli
+from stores import open_store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with two videos, small.csv and an extracted store of each axis."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "videos").mkdir()
+    for name, n in [("one", 72), ("two", 60)]:
+        media.make_video(folder / "videos" / f"{name}.mp4", "libx264", n)
+    (folder / "small.csv").write_text(
+        "id,video,start,stop,verb,noun,split\na,one,0,1,cut,bread,train\nb,one,1,2.5,wash,cup,train\nc,two,0,2,cut,cup,val\n")
+    (folder / "boxes.csv").write_text("video,time,x1,y1,x2,y2\none,0.5,0.1,0.1,0.5,0.5\n")
+    common = ["extract", "--dataset", str(folder / "small.csv"), "--videos", str(folder / "videos"),
+              "--features", str(folder / "features"), "--only"]
+    clip = run(*common, "--backbone", "tiny3d", "--weights", "random:0", "--draws", "1")
+    frame = run(*common, "--backbone", "efficientnet_lite0", "--boxes", str(folder / "boxes.csv"))
+    assert clip.exit_code == frame.exit_code == 0, clip.output + frame.output
+    return folder
+
+
+def run(*arguments):
+    """The command in this process; `output` holds both streams."""
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+def where(made: Path) -> list[str]:
+    return ["--dataset", str(made / "small.csv"), "--videos", str(made / "videos")]
+
+
+def test_help_is_fast_and_needs_no_torch():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "cli.py"), "--help"], capture_output=True,
+                              text=True)
+        times.append(time.perf_counter() - start)
+    assert done.returncode == 0 and "extract" in done.stdout
+    assert not {"torch", "numpy", "av"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert min(times) < 0.4 * (1 + os.getloadavg()[0]), times  # alone it takes 0.15 s; a busy machine gets its share
+
+
+@pytest.mark.parametrize("command", [[], ["extract"], ["plan"], ["train-head"], ["evaluate"], ["plot"], ["demo"],
+                                     ["store", "info"], ["store", "verify"], ["store", "inspect"],
+                                     ["datasets", "list"], ["datasets", "check"], ["weights", "list"], ["networks", "list"]])
+def test_every_command_explains_itself(command):
+    assert run(*command, "--help").exit_code == 0
+
+
+def test_plan_writes_nothing(made):
+    before = sorted(made.rglob("*"))
+    done = run("plan", *where(made), "--features", made / "features", "--backbone", "i3d", "--weights", "random:0",
+               "--device", "none", "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == 0 and [job["axis"] for job in facts] == ["clip", "frame"]
+    assert facts[0]["rows"] == 3 + 2 * 4 and facts[0]["network"] == "i3d_rgb"
+    assert facts[1]["network"] == "faster_rcnn_r50_fpn" and facts[1]["rows"] == 6 + 5
+    assert sorted(made.rglob("*")) == before
+
+
+def test_plan_times_a_forward_pass(made):
+    done = run("plan", *where(made), "--features", made / "f", "--backbone", "tiny3d", "--only", "--json")
+    assert json.loads(done.stdout)[0]["seconds_a_row"] > 0
+
+
+def test_info_and_verify(made):
+    store = made / "features" / "small" / "tiny3d.zarr"
+    info = json.loads(run("store", "info", store, "--json").stdout)
+    assert json.dumps(info)  # plain JSON
+    whole = run("store", "verify", store)
+    assert whole.exit_code == 0 and "whole" in whole.stdout
+    shard = next((store / "data" / "spatial").glob("c.0*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    damaged = run("store", "verify", store)
+    assert damaged.exit_code == 1 and "data/spatial/c.0" in damaged.stdout, damaged.output
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert run("store", "verify", store).exit_code == 0
+
+
+def test_inspect_shows_the_frames_and_recomputes(made, tmp_path):
+    store = made / "features" / "small" / "tiny3d.zarr"
+    done = run("store", "inspect", store, "b", *where(made), "--recompute", "--out", tmp_path / "b.png", "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == 0 and facts["status"] == "ok" and facts["verb"] == "1 wash" and not facts["differs"]
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "b.png")).reshape(-1, 3), axis=0)) > 100
+    frames = made / "features" / "small" / "efficientnet_lite0_boxes.zarr"
+    done = run("store", "inspect", frames, "one@0.5", *where(made), "--recompute", "--out", tmp_path / "f.png", "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == 0 and facts["n_boxes"] == 1 and not facts["differs"]
+    yellow = np.asarray(Image.open(tmp_path / "f.png")).astype(int)
+    assert ((yellow[..., 0] > 200) & (yellow[..., 1] > 200) & (yellow[..., 2] < 100)).sum() > 50
+
+
+def test_inspect_tells_a_row_that_is_not_what_the_network_says(made, tmp_path):
+    """A row with a good checksum and the wrong values: only computing it again can tell."""
+    import shutil
+
+    from stores import OK
+
+    copy = tmp_path / "tiny3d.zarr"
+    shutil.copytree(made / "features" / "small" / "tiny3d.zarr", copy)
+    store = open_store(copy)
+    store.unseal()
+    unit = store.units[0]
+    arrays = {name: store.read(name, np.arange(len(unit))) for name in store.manifest.arrays}
+    (copy / "rows" / "status" / "c.0").unlink()
+    open_store(copy).commit(unit, {**arrays, "vector": arrays["vector"] * 1.2}, np.full(len(unit), OK))
+    done = run("store", "inspect", copy, "b", *where(made), "--recompute", "--out", tmp_path / "x.png")
+    assert done.exit_code == 1, done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["extract", "--dataset", "epic5", "--backbone", "i3d"], "epic55"),
+        (["extract", "--dataset", "epic55", "--backbone", "i3d"], "CLIPBANK_DATA"),
+        (["extract", "--dataset", "none.csv", "--backbone", "i3d"], "none.csv"),
+        (["extract", "--dataset", "epic55"], "--backbone"),
+        (["extract", "--dataset", "epic55", "--backbone", "i3", "--detector", "x"], "one of --backbone and --detector"),
+        (["extract", "--dataset", "epic55", "--backbone", "i4d"], "i3d"),
+        (["store", "info", "nowhere.zarr"], "nowhere.zarr"),
+        (["store", "verify", "nowhere.zarr"], "nowhere.zarr"),
+        (["store", "inspect", "nowhere.zarr", "a"], "nowhere.zarr"),
+        (["train-head", "saoo"], "saoa"),
+        (["train-head", "saoa", "--features", "nowhere"], "cli.py extract"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["plot", "nowhere"], "nowhere"),
+        (["datasets", "check", "epic55"], "CLIPBANK_DATA"),
+    ],
+)
+def test_wrong_use_is_one_clear_message(arguments, said, monkeypatch, tmp_path):
+    for name in ("CLIPBANK_DATA", "CLIPBANK_FEATURES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2 and said in done.output and "Traceback" not in done.output, done.output
+
+
+def test_inspect_of_a_clip_that_is_not_there(made):
+    store = made / "features" / "small" / "tiny3d.zarr"
+    assert "no clip 'z'" in run("store", "inspect", store, "z", *where(made)).output
+    assert "no draw 7" in run("store", "inspect", store, "a", "--draw", "7", *where(made)).output
+    frames = made / "features" / "small" / "efficientnet_lite0_boxes.zarr"
+    assert "VIDEO@SECONDS" in run("store", "inspect", frames, "one", *where(made)).output
+
+
+def test_shard_of_a_slurm_array(monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "8")
+    assert cli.shard_of_slurm() == "4/8"
