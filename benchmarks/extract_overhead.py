@@ -22,6 +22,7 @@ import shutil
 import statistics
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def measure(csv: Path, precisions: list[str], repeats: int) -> dict[str, list[fl
     shutil.rmtree(features, ignore_errors=True)
     base = Extraction(dataset=str(csv), videos=csv.parent / "videos", features=(features,), backbone="null", only=True,
                       draws=0, keep=("vector",), name="first")
-    (report,) = extract(base, device="cpu")  # fills the cache of probes and of the disk; its rows serve the decode alone
+    (report,) = extract(base, device="cpu")  # fills the caches of probes and of the disk; decode alone reads its rows
     assert report.complete, report.summary()
     store, (null_job,) = open_store(report.store), plan_extraction(base)
     batches = list(decoded_batches(null_job, store))
@@ -142,13 +143,15 @@ def main() -> int:
     parser.add_argument("--overlap", type=float, default=0.0, help="share of a clip that the next one shows too [0]")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: reported beside fp32")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--null-only", action="store_true", help="leave I3D out: what decode and pipeline take")
+    parser.add_argument("--repeats", type=int, default=3, help="turns that every condition takes [3]")
     args = parser.parse_args()
     if not 0 <= args.overlap < 1:
         parser.error("--overlap is a share from 0 to below 1")
     print_machine()
     frames = set_clip(args.clip)
-    precisions = list(dict.fromkeys(["fp32", args.precision]))
+    precisions = [] if args.null_only else list(dict.fromkeys(["fp32", args.precision]))
+    warnings.filterwarnings("ignore", message=".*random weights")  # speed does not depend on them
     lines = [f"{'source':10} {'network':8} {'extract s':>10} {'network s':>10} {'decode s':>9} {'clips/s':>8}"
              f" {'/(net+dec)':>11} {'/network':>9} {'null speed':>11}"]
     requirements = [(args.clips >= LEAST_CLIPS, f"{args.clips} clips, at least {LEAST_CLIPS}")]
@@ -157,7 +160,7 @@ def main() -> int:
             folder = root / f"{source}-{args.clip}-{args.clips}-{args.overlap:g}"
             csv = make_dataset(folder, source, args.clips, frames, args.overlap)
             size = sum(path.stat().st_size for path in (folder / "videos").iterdir())
-            print(f"{source} at {SOURCES[source][2]} fps, {args.clips} clips of {args.clip}, {size / 1e6:.1f} MB of video")
+            print(f"{source}, {SOURCES[source][2]} fps: {args.clips} clips of {args.clip}, {size / 1e6:.1f} MB of video")
             seconds = measure(csv, precisions, args.repeats)
             typical = {name: statistics.median(values) for name, values in seconds.items()}
             speed = paired_ratio(seconds["decode"], seconds["null extract"])

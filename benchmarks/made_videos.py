@@ -56,6 +56,6 @@ def _texture(rng, height: int, width: int) -> np.ndarray:
     total = np.zeros((height, width, 3), np.float32)
     for cell, weight in ((64, 4), (16, 2), (4, 1)):
         coarse = rng.integers(0, 256, (height // cell + 2, width // cell + 2, 3), np.uint8)
-        frame = av.VideoFrame.from_ndarray(coarse, "rgb24").reformat(width=width, height=height, interpolation="BILINEAR")
-        total += weight * frame.to_ndarray()
+        frame = av.VideoFrame.from_ndarray(coarse, "rgb24")
+        total += weight * frame.reformat(width=width, height=height, interpolation="BILINEAR").to_ndarray()
     return (total * (243 / 255 / 7)).astype(np.uint8)

@@ -232,13 +232,14 @@ class Preset:
 
 _EPIC_I3D = Preset(ClipSampling(frames=64, stride=2, fps=60.0), {"mode": "squash", "size": 256})
 
-# (dataset family, network family) -> preset; what is not here is sampled as `preset_for` says.
+# (dataset family, network family or kind) -> preset; what is not here is sampled as `preset_for` says.
 PRESETS: dict[tuple[str, str], Preset] = {
     # RGB and flow alike. The published flow has one image for two grid frames, so every second grid instant
     # shows the next of 64 consecutive flow images, and the windows of the two streams are equal.
     ("epic55", "i3d"): _EPIC_I3D,
     ("epic55", "r3d50"): _EPIC_I3D,
     ("toykitchen", "i3d"): Preset(ClipSampling(16, stride=4, fps=60.0), {"mode": "squash", "size": 112}),
+    ("toykitchen", "roi"): Preset(GridSampling(2.0), {"mode": "none"}),  # its frames are small, 224 x 168
 }
 
 FRAME_FPS = 2.0  # of networks that read single frames: detectors, RoI networks, image backbones
@@ -265,7 +266,7 @@ def preset_for(family: str, spec) -> Preset:
         family: `Dataset.family`, the same for all variants of a dataset.
         spec: a network's spec: family, reads, clip_len, stride, fps, resize.
     """
-    if preset := PRESETS.get((family, spec.family)):
+    if preset := PRESETS.get((family, spec.family)) or PRESETS.get((family, spec.kind)):
         return preset
     resize = dict(spec.resize)
     if spec.reads.endswith("_frame"):

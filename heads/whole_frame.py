@@ -20,6 +20,9 @@ class WholeFrameConfig:
     verb_channels: int  # width of the verb feature
     noun_channels: int  # width of the noun feature
 
+    # how
+    normalise: bool = True  # a batch norm without scale and shift before each classifier, as linear probes have
+
     def __post_init__(self):
         for name in ("verbs", "nouns", "verb_channels", "noun_channels"):
             if getattr(self, name) < 1:
@@ -42,8 +45,8 @@ class WholeFrame(nn.Module):
     def __init__(self, config: WholeFrameConfig):
         super().__init__()
         self.config = config
-        self.verb = nn.Linear(config.verb_channels, config.verbs)
-        self.noun = nn.Linear(config.noun_channels, config.nouns)
+        self.verb = _classifier(config.verb_channels, config.verbs, config.normalise)
+        self.noun = _classifier(config.noun_channels, config.nouns, config.normalise)
 
     @staticmethod
     def dims(shapes: dict) -> dict:
@@ -55,3 +58,11 @@ class WholeFrame(nn.Module):
             "verb": self.verb(batch["verb"]["vector"].float()),
             "noun": self.noun(batch["noun"]["vector"].float()),
         }
+
+
+def _classifier(channels: int, classes: int, normalise: bool) -> nn.Module:
+    """A linear probe. Features of different networks differ in scale and offset by orders of magnitude; with them
+    normalised (He et al. 2022, Masked Autoencoders, appendix A.1) one learning rate serves all, and the baseline is
+    as strong as a linear classifier can be."""
+    linear = nn.Linear(channels, classes)
+    return nn.Sequential(nn.BatchNorm1d(channels, affine=False), linear) if normalise else linear

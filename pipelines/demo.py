@@ -20,8 +20,7 @@ __all__ = ["BUDGET", "chance", "demo_stores", "run_demo", "table_of_runs"]
 
 # The thesis trains 15 epochs of 23,191 clips. Toy kitchen has 800, so both heads get a larger rate and more epochs.
 BUDGET = {"epochs": 20, "lr": 0.01, "last_lr": 0.001, "last_epochs": 5}
-WINDOWS = {"noun_window_s": 2.0, "verb_window_s": 2.0}  # toy kitchen's scenes last little longer than this
-HEADS = {"whole_frame": {}, "saoa": WINDOWS}
+HEADS = ("whole_frame", "saoa")
 
 
 def demo_stores(out: Path, dataset: str = "toykitchen", **options) -> list:
@@ -44,12 +43,12 @@ def run_demo(
     if stop.is_set():
         return False
     runs = {}
-    for head, settings in HEADS.items():
+    for head in HEADS:
         if stop.is_set():
             return False
         runs[head] = train_head(
             head, dataset="toykitchen", features=(out / "features",), out=out / "runs" / f"{head}-s{seed}", seed=seed,
-            set={**BUDGET, **settings}, allow_random=True, say=say, progress=progress is not None,
+            set=BUDGET, allow_random=True, say=say, progress=progress is not None,
         )
     store = open_store(out / "features" / "toykitchen" / "i3d_rgb.zarr")
     print(table_of_runs(runs, chance(store)))

@@ -305,10 +305,11 @@ def _job(request, dataset, missing, network, boxes, *, first, headers_only, prog
         options["roi_feature"] = request.roi_feature
     spec = network_spec(network, **options)
     chosen = preset_for(dataset.family, spec)
+    if dict(chosen.resize) != dict(spec.resize):
+        options["resize"] = dict(chosen.resize)
     if isinstance(chosen.sampling, ClipSampling):
-        options |= {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps,
-                    "resize": dict(chosen.resize)}
-        spec = network_spec(network, **options)
+        options |= {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps}
+    spec = network_spec(network, **options)
     if boxes is not None:
         given = dataset_boxes(dataset) if boxes == "dataset" else read_boxes(Path(boxes), dataset)
     draws = 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import MachineError, UserError
+from extract.sampling import object_windows
 from heads import get_head
 from heads.metrics import action_prior
 from pipelines.evaluation import (
@@ -133,7 +134,9 @@ def train_head(
     # Settings, from the thesis's defaults for these features to what the user says.
     family = next((v for k, v in FAMILIES.items() if str(_family(stores["verb"])).startswith(k)), {})
     known = {**settings_of(TrainingConfig), **settings_of(head_class.Config)}
-    chosen = {key: value for key, value in family.items() if key in known} | parse_settings(set, known)
+    windows = object_windows(stores["verb"].manifest.dataset.get("family", ""))
+    defaults = {**family, **{f"{name}_window_s": seconds for name, seconds in windows.items()}}
+    chosen = {key: value for key, value in defaults.items() if key in known} | parse_settings(set, known)
     if epochs is not None:
         chosen["epochs"] = epochs
     training = TrainingConfig(**_part(chosen, TrainingConfig))

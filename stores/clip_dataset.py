@@ -186,7 +186,7 @@ class ClipDataset:
         return self.stores[role].read(name, rows) if kept is None else kept[rows]
 
     def _keep(self, most: int) -> dict[tuple[str, str], np.ndarray]:
-        """{(store, array): all its rows, zeros where they are not ok}, the smallest arrays first, `most` bytes in all."""
+        """{(store, array): all its rows, zeros where not ok}, the smallest arrays first, `most` bytes in all."""
         sizes = {}
         for role, names in self._arrays.items():
             store = self.stores[role]
