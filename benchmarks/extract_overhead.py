@@ -160,7 +160,7 @@ def main() -> int:
             folder = root / f"{source}-{args.clip}-{args.clips}-{args.overlap:g}"
             csv = make_dataset(folder, source, args.clips, frames, args.overlap)
             size = sum(path.stat().st_size for path in (folder / "videos").iterdir())
-            print(f"{source}, {SOURCES[source][2]} fps: {args.clips} clips of {args.clip}, {size / 1e6:.1f} MB of video")
+            print(f"{source}, {SOURCES[source][2]} fps: {args.clips} clips of {args.clip} in {size / 1e6:.1f} MB")
             seconds = measure(csv, precisions, args.repeats)
             typical = {name: statistics.median(values) for name, values in seconds.items()}
             speed = paired_ratio(seconds["decode"], seconds["null extract"])

@@ -4,9 +4,9 @@
 
 Runs `cli.py extract` (I3D, random:0, --unit-rows 2) on clips of the given videos once without interruption, then
 kills it at moments drawn uniformly over the duration of that run, process start and network building included. Each
-kill finds the store as the last one left it; a run that finishes before its moment comes is compared, does not count
-as a kill, and the next one begins a new store. With --fresh every kill has a new store, which is finished and
-compared at once. Compared is every file of the store but its provenance (DESIGN: byte-identical).
+kill finds the store as the last one left it; a run that finishes before its moment comes does not count as a kill,
+its store is compared, and the next one begins a new store. With --fresh every kill has a new store, which is finished
+and compared at once. Compared is every file of the store but its provenance (DESIGN: byte-identical).
 Fails (exit 1) when a store differs, or a run ends in any way but the uninterrupted one's.
 """
 
@@ -120,6 +120,8 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="a new store for every kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
+    if args.kills < 1:
+        parser.error("--kills must be at least 1")
     print_machine()
     with work_folder(args.root) as folder:
         csv, videos = make_dataset(folder, args.videos, args.clips_per_video)
@@ -136,35 +138,27 @@ def main() -> int:
         print(f"uninterrupted: {duration:.1f} s, exit code {expected}, {campaign.done('run-clean')},"
               f" {len(clean)} files, {sum(map(len, clean.values())) / 1e6:.2f} MB", flush=True)
 
-        rng, kills, number, compared, wrong, moments = random.Random(args.seed), 0, 0, 0, [], []
-
-        def compare(features: str, code: int) -> None:
-            differing = campaign.differing(features, clean)
-            if code != expected or differing:
-                wrong.append(f"{features}: exit code {code}, differing: {', '.join(differing[:10]) or 'nothing'}")
-            print(f"  {features}: finished, {len(differing)} files differ", flush=True)
-
-        features, untouched = "run-0", True
-        while kills < args.kills and not wrong:
-            moment = rng.uniform(0, duration)
+        rng = random.Random(args.seed)
+        kills: list[float] = []
+        stores, wrong = 0, []
+        while len(kills) < args.kills:
+            features, moment = f"run-{stores}", rng.uniform(0, duration)
             code = campaign.kill_after(features, moment)
             if code is None:
-                kills, untouched = kills + 1, False
-                moments.append(moment)
-                print(f"kill {kills} after {moment:.1f} s: {features} holds {campaign.done(features)}", flush=True)
-                if args.fresh or kills == args.kills:
+                kills.append(moment)
+                print(f"kill {len(kills)} at {moment:.1f} s: {features} holds {campaign.done(features)}", flush=True)
+                if args.fresh or len(kills) == args.kills:
                     code = campaign.start(features).wait()
-            if code is not None:
-                if not untouched:
-                    compare(features, code)
-                    compared += 1
-                number += 1
-                features, untouched = f"run-{number}", True
-        for line in wrong:
-            print(line)
+            if code is not None:  # the store is finished
+                differing = campaign.differing(features, clean)
+                print(f"  {features} finished, {len(differing)} files differ", flush=True)
+                if code != expected or differing:
+                    wrong.append(f"{features}: exit code {code}, differing: {', '.join(differing[:10]) or 'nothing'}")
+                stores += 1
         return verdict([
-            (bool(kills) and not wrong, f"{kills} kills, {min(moments, default=0):.1f} to {max(moments, default=0):.1f} s"
-             f" into runs of {duration:.1f} s; of {compared} stores finished afterwards {len(wrong)} differ"),
+            *((False, line) for line in wrong),
+            (not wrong, f"{len(kills)} kills, {min(kills):.1f} to {max(kills):.1f} s into runs of {duration:.1f} s;"
+             f" of the {stores} stores finished {len(wrong)} differ from the uninterrupted one"),
         ])
 
 

@@ -67,11 +67,10 @@ def main() -> int:
         guess, found = chance(store), {head: [] for head in HEADS}
         for seed in args.seeds:
             runs = {}
-            for head, settings in HEADS.items():
+            for head in HEADS:
                 runs[head] = train_head(
-                    head, dataset=dataset, features=(root / "features",), set={**BUDGET, **settings}, seed=seed,
-                    epochs=args.epochs, out=root / "runs" / dataset / f"{head}-s{seed}", allow_random=True,
-                    progress=False,
+                    head, dataset=dataset, features=(root / "features",), set=BUDGET, epochs=args.epochs, seed=seed,
+                    out=root / "runs" / dataset / f"{head}-s{seed}", allow_random=True, progress=False,
                 )  # fmt: skip
                 found[head].append(top1(runs[head]))
             print(f"seed {seed}:\n{table_of_runs(runs, guess)}", flush=True)

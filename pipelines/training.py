@@ -36,9 +36,8 @@ from stores import ClipDataset, open_store
 
 __all__ = ["TrainingConfig", "train_head"]
 
-KEEP_BYTES = (
-    1 << 30
-)  # of small arrays (vectors, boxes), read once: shuffled reads of them would cost more than the maps
+# Of small arrays (vectors, boxes) read once and kept: shuffled reads of them would cost more than those of the maps.
+KEEP_BYTES = 1 << 30
 FITS = ("train", "trainval")
 PRIORS = ("joint", "noun_given_verb", "none")
 PRECISIONS = ("fp32", "bf16")
@@ -252,7 +251,10 @@ class _Loop:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         order = self.order()
-        batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+        # Within a batch the order means nothing to the loss, and ascending rows are read without a copy.
+        batches = [np.sort(order[i : i + config.batch_size]) for i in range(0, len(order), config.batch_size)]
+        if len(batches) > 1 and len(batches[-1]) == 1:  # a single clip has no batch statistics for a batch norm
+            batches[-2:] = [np.sort(np.concatenate(batches[-2:]))]
         total = torch.zeros((), device=self.device)
         self.head.train()
         stream = prefetch(self.fitted, batches, config.workers, config.ahead)

@@ -230,6 +230,20 @@ def test_an_epoch_shows_every_clip_once(stores, tmp_path, monkeypatch):
     assert not np.array_equal(first, second) and 10 < (first % 2).sum() < 50
 
 
+def test_a_last_batch_of_one_clip_joins_the_one_before(stores, tmp_path, monkeypatch):
+    from pipelines import training
+
+    sizes, step = [], training.train_step
+
+    def recorded(head, optimiser, arrays, *rest):
+        sizes.append(len(arrays["item"]))
+        return step(head, optimiser, arrays, *rest)
+
+    monkeypatch.setattr(training, "train_step", recorded)
+    train(stores, tmp_path / "run", "whole_frame", epochs=1, set={**QUICK, "batch_size": 59})
+    assert sizes == [60]
+
+
 # --- wrong use ---
 
 
