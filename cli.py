@@ -51,39 +51,73 @@ def comma_separated(ctx, param, value):
 def extraction_options(command):
     """The options of `extract`, which `plan` shares."""
     options = [
-        click.option("--dataset", required=True, metavar="NAME|CSV", help="A dataset's name (see `datasets list`) or a CSV"
-                     " with columns video,start,stop[,labels...] in seconds."),
+        click.option(
+            "--dataset",
+            required=True,
+            metavar="NAME|CSV",
+            help="A dataset's name (see `datasets list`) or a CSV"
+            " with columns video,start,stop[,labels...] in seconds.",
+        ),
         click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets [CLIPBANK_DATA]."),
         click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV."),
-        click.option("--features", type=click.Path(path_type=Path), multiple=True, help="Root of the stores, repeatable;"
-                     " the first is written [CLIPBANK_FEATURES, else ./features]."),
-        click.option("--backbone", metavar="NETWORK", help="Clip or frame network, such as i3d, or py:FILE.py:FACTORY."),
+        click.option(
+            "--features",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="Root of the stores, repeatable; the first is written [CLIPBANK_FEATURES, else ./features].",
+        ),
+        click.option(
+            "--backbone", metavar="NETWORK", help="Clip or frame network, such as i3d, or py:FILE.py:FACTORY."
+        ),
         click.option("--detector", metavar="NETWORK", help="Detector, such as faster_rcnn_r50_fpn."),
         click.option("--boxes", metavar="dataset|CSV", help="RoI features of given boxes, with any image --backbone."),
-        click.option("--roi-feature", type=click.Choice(["pooled", "fc"]), help="Detector: RoIAlign's maximum [pooled]"
-                     " or the box head's feature."),
+        click.option(
+            "--roi-feature",
+            type=click.Choice(["pooled", "fc"]),
+            help="Detector: RoIAlign's maximum [pooled] or the box head's feature.",
+        ),
         click.option("--name", help="Name of the store [the network's]."),
         click.option("--for", "for_head", metavar="HEAD", help="Make every store that this head reads."),
-        click.option("--keep", callback=comma_separated, metavar="ARRAYS", help="Poolings to store: map,spatial,vector."),
+        click.option(
+            "--keep", callback=comma_separated, metavar="ARRAYS", help="Poolings to store: map,spatial,vector."
+        ),
         click.option("--only", is_flag=True, help="This one store; not the others that the head reads."),
         click.option("--draws", type=int, help="Random-centre clips cached a training segment [4]."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random centres."),
         click.option("--split", metavar="[SCHEME:]PART", help="Compute only this part of the clips now."),
-        click.option("--weights", multiple=True, metavar="PATH|random:SEED", help="Weights [published]; NETWORK=PATH when"
-                     " several networks run. Repeatable."),
+        click.option(
+            "--weights",
+            multiple=True,
+            metavar="PATH|random:SEED",
+            help="Weights [published]; NETWORK=PATH when several networks run. Repeatable.",
+        ),
         click.option("--layer", help="Layer whose map is taken [the network's default]."),
         click.option("--flow", help="Compute optical flow by this method (for i3d_flow without flow folders)."),
         click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"])),
-        click.option("--dtype", default="float16", show_default=True, type=click.Choice(["float16", "float32"]),
-                     help="Of the stored features."),
+        click.option(
+            "--dtype",
+            default="float16",
+            show_default=True,
+            type=click.Choice(["float16", "float32"]),
+            help="Of the stored features.",
+        ),
         click.option("--decoder", default="pyav", show_default=True, help="pyav or decord."),
-        click.option("--missing", default="error", show_default=True, type=click.Choice(["error", "skip"]),
-                     help="Videos that are not on disk: stop, or go on and leave their rows pending."),
+        click.option(
+            "--missing",
+            default="error",
+            show_default=True,
+            type=click.Choice(["error", "skip"]),
+            help="Videos that are not on disk: stop, or go on and leave their rows pending.",
+        ),
         click.option("--limit", type=int, help="Compute at most this many rows now."),
         click.option("--unit-rows", type=int, help="Rows of a unit, fixed at creation."),
         click.option("--batch-size", type=int, help="Rows of a forward pass."),
-        click.option("--shard", type=Shard(), default=shard_of_slurm, help="Compute the i-th of n shares of the units, i from"
-                     " 0 [of a Slurm array: its task]."),
+        click.option(
+            "--shard",
+            type=Shard(),
+            default=shard_of_slurm,
+            help="Compute the i-th of n shares of the units, i from 0 [of a Slurm array: its task].",
+        ),
         click.option("--retry-failed", is_flag=True, help="Compute failed rows again."),
         click.option("--json", "as_json", is_flag=True, help="Print facts as JSON."),
     ]
@@ -109,8 +143,14 @@ def extract(as_json, device, decode_workers, **options):
     from pipelines import extract as run
 
     with stopped_by_signals() as stop:
-        reports = run(Extraction(**options), device=device, decode_workers=decode_workers, stop=stop.event,
-                      announce=say, progress=progress_bar)
+        reports = run(
+            Extraction(**options),
+            device=device,
+            decode_workers=decode_workers,
+            stop=stop.event,
+            announce=say,
+            progress=progress_bar,
+        )
     if as_json:
         click.echo(json.dumps([report.to_json() for report in reports], indent=1))
     else:
@@ -145,7 +185,9 @@ store_option = click.Path(exists=True, path_type=Path)
 @main.command("train-head")
 @click.argument("head")
 @click.option("--dataset", help="Look for stores of this dataset only.")
-@click.option("--features", type=click.Path(path_type=Path), multiple=True, help="Roots of the stores [CLIPBANK_FEATURES].")
+@click.option(
+    "--features", type=click.Path(path_type=Path), multiple=True, help="Roots of the stores [CLIPBANK_FEATURES]."
+)
 @click.option("--verb", type=store_option, help="Store of the verb network [found].")
 @click.option("--noun", type=store_option, help="Store of the noun network [found].")
 @click.option("--objects", type=store_option, help="Store with boxes and RoI features [found].")
@@ -274,12 +316,12 @@ def list_datasets():
 @click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV.")
 @click.option("--json", "as_json", is_flag=True)
 def check(name, data, videos, as_json):
-    """Read annotations and find videos; exit 1 when videos are missing or a count is off."""
+    """Read annotations and find videos; exit 1 when videos are missing."""
     from extract.datasets import check_dataset, load_dataset
 
     facts = check_dataset(load_dataset(name, data_root=data, videos=videos))
     show(facts, as_json)
-    sys.exit(DAMAGE if facts.get("videos_missing") or facts.get("problems") else DONE)
+    sys.exit(DAMAGE if facts["missing"] else DONE)
 
 
 @main.group()
@@ -319,8 +361,10 @@ def list_weights(as_json):
         return
     for entry in entries:
         trained = ", ".join(f"{t['dataset']} {t['split']}" for t in entry["trained_on"])
-        click.echo(f"{entry['name']}: {'here' if entry['found'] else 'not here'}; {entry['licence']}; trained on {trained};"
-                   f" {entry['url'] or entry['package']}")
+        click.echo(
+            f"{entry['name']}: {'here' if entry['found'] else 'not here'}; {entry['licence']}; trained on {trained};"
+            f" {entry['url'] or entry['package']}"
+        )
 
 
 @main.command()

@@ -135,8 +135,11 @@ def main() -> int:
             print((folder / "run-clean.log").read_text())
             return verdict([(False, f"the uninterrupted run ended with exit code {expected}")])
         clean = contents(campaign.store("run-clean"))
-        print(f"uninterrupted: {duration:.1f} s, exit code {expected}, {campaign.done('run-clean')},"
-              f" {len(clean)} files, {sum(map(len, clean.values())) / 1e6:.2f} MB", flush=True)
+        print(
+            f"uninterrupted: {duration:.1f} s, exit code {expected}, {campaign.done('run-clean')},"
+            f" {len(clean)} files, {sum(map(len, clean.values())) / 1e6:.2f} MB",
+            flush=True,
+        )
 
         rng = random.Random(args.seed)
         kills: list[float] = []
@@ -155,11 +158,16 @@ def main() -> int:
                 if code != expected or differing:
                     wrong.append(f"{features}: exit code {code}, differing: {', '.join(differing[:10]) or 'nothing'}")
                 stores += 1
-        return verdict([
-            *((False, line) for line in wrong),
-            (not wrong, f"{len(kills)} kills, {min(kills):.1f} to {max(kills):.1f} s into runs of {duration:.1f} s;"
-             f" of the {stores} stores finished {len(wrong)} differ from the uninterrupted one"),
-        ])
+        return verdict(
+            [
+                *((False, line) for line in wrong),
+                (
+                    not wrong,
+                    f"{len(kills)} kills, {min(kills):.1f} to {max(kills):.1f} s into runs of {duration:.1f} s;"
+                    f" of the {stores} stores finished {len(wrong)} differ from the uninterrupted one",
+                ),
+            ]
+        )
 
 
 if __name__ == "__main__":

@@ -54,9 +54,26 @@ def peak_of_extraction(csv: Path, videos: Path, backbone: str) -> float:
     shutil.rmtree(features, ignore_errors=True)
     weights = ["--weights", "random:0"] if backbone != "null" else []
     keep = ["--keep", "vector"] if backbone == "null" else []
-    command = [sys.executable, str(ROOT / "cli.py"), "extract", "--dataset", str(csv), "--videos", str(videos),
-               "--features", str(features), "--backbone", backbone, "--only", "--draws", "0", "--device", "cpu",
-               *weights, *keep]
+    command = [
+        sys.executable,
+        str(ROOT / "cli.py"),
+        "extract",
+        "--dataset",
+        str(csv),
+        "--videos",
+        str(videos),
+        "--features",
+        str(features),
+        "--backbone",
+        backbone,
+        "--only",
+        "--draws",
+        "0",
+        "--device",
+        "cpu",
+        *weights,
+        *keep,
+    ]
     log = csv.with_suffix(".log")
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)

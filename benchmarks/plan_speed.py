@@ -60,8 +60,22 @@ def make_data(root: Path, annotations: Path, videos: set[str]) -> Path:
 
 def plan(data: Path, features: Path) -> list[dict]:
     """What the command prints: facts of every store."""
-    command = [sys.executable, str(ROOT / "cli.py"), "plan", "--dataset", "epic55", "--backbone", "i3d", "--device",
-               "none", "--data", str(data), "--features", str(features), "--json"]
+    command = [
+        sys.executable,
+        str(ROOT / "cli.py"),
+        "plan",
+        "--dataset",
+        "epic55",
+        "--backbone",
+        "i3d",
+        "--device",
+        "none",
+        "--data",
+        str(data),
+        "--features",
+        str(features),
+        "--json",
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -86,8 +100,10 @@ def main() -> int:
         found = interleave({"plan": seconds}, args.repeats)["plan"]
         wrote = features.exists()
     for store in facts:
-        print(f"{store['network']:22} {store['axis']:6} {store['rows']:9,} rows {store['units']:7,} units"
-              f" {store['bytes'] / 2**30:8.1f} GiB {store['videos'] - store['videos_missing']:5} videos")
+        print(
+            f"{store['network']:22} {store['axis']:6} {store['rows']:9,} rows {store['units']:7,} units"
+            f" {store['bytes'] / 2**30:8.1f} GiB {store['videos'] - store['videos_missing']:5} videos"
+        )
     clips = next((store["rows"] for store in facts if store["axis"] == "clip"), 0)
     print(f"plan: {', '.join(f'{seconds:.1f}' for seconds in found)} s, median {statistics.median(found):.1f} s")
     return verdict([

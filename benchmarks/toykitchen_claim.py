@@ -75,8 +75,10 @@ def main() -> int:
                 found[head].append(top1(runs[head]))
             print(f"seed {seed}:\n{table_of_runs(runs, guess)}", flush=True)
     train, val = int((split == "train").sum()), int((split == "val").sum())
-    print(f"{dataset}: {train} training and {val} validation clips, {len(args.seeds)} seeds;"
-          f" extraction {extracted:.0f} s, all of it {time.monotonic() - started:.0f} s")
+    print(
+        f"{dataset}: {train} training and {val} validation clips, {len(args.seeds)} seeds;"
+        f" extraction {extracted:.0f} s, all of it {time.monotonic() - started:.0f} s"
+    )
     print("validation top-1 in percent: mean and standard deviation over the seeds")
     print(f"{'':14}" + "".join(f"{name:>16}" for name in NAMES))
     print(f"{'most frequent':14}" + "".join(f"{100 * guess[name]:16.1f}" for name in NAMES))
@@ -89,15 +91,24 @@ def main() -> int:
         print(f"{head:14}" + "".join(f"{cell:>16}" for cell in cells))
     print(f"{'ceiling':14}" + "".join(f"{100 * CEILING:16.1f}" for _ in NAMES))
     saoa, baseline = mean["saoa"]["noun"], mean["whole_frame"]["noun"]
-    return verdict([
-        (train >= LEAST_TRAIN and val >= LEAST_VAL, f"{train} training and {val} validation clips,"
-         f" at least {LEAST_TRAIN} and {LEAST_VAL}"),
-        (saoa >= baseline + LEAST_GAIN, f"SAOA's noun top-1 is {100 * (saoa - baseline):.1f} points above the"
-         f" baseline's, at least {100 * LEAST_GAIN:.0f}"),
-        (baseline > guess["noun"], f"the baseline's noun top-1, {100 * baseline:.1f} %, is above chance,"
-         f" {100 * guess['noun']:.1f} %"),
-        (saoa < CEILING, f"SAOA's noun top-1, {100 * saoa:.1f} %, is below the ceiling, {100 * CEILING:.0f} %"),
-    ])
+    return verdict(
+        [
+            (
+                train >= LEAST_TRAIN and val >= LEAST_VAL,
+                f"{train} training and {val} validation clips, at least {LEAST_TRAIN} and {LEAST_VAL}",
+            ),
+            (
+                saoa >= baseline + LEAST_GAIN,
+                f"SAOA's noun top-1 is {100 * (saoa - baseline):.1f} points above the"
+                f" baseline's, at least {100 * LEAST_GAIN:.0f}",
+            ),
+            (
+                baseline > guess["noun"],
+                f"the baseline's noun top-1, {100 * baseline:.1f} %, is above chance, {100 * guess['noun']:.1f} %",
+            ),
+            (saoa < CEILING, f"SAOA's noun top-1, {100 * saoa:.1f} %, is below the ceiling, {100 * CEILING:.0f} %"),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -189,9 +189,7 @@ def _check_header(header: list[str], required: list[str], problems: Problems, li
             hint = "; the columns must be separated by commas"
         elif not any(name in header for name in required):
             hint = "; is the header line missing?"
-        problems.add(
-            line, f"no column {', '.join(map(repr, missing))} in the header {','.join(header)!r}{hint}"
-        )
+        problems.add(line, f"no column {', '.join(map(repr, missing))} in the header {','.join(header)!r}{hint}")
     for name in sorted({name for name in header if header.count(name) > 1}):
         problems.add(line, f"column {name!r} is there {header.count(name)} times")
     if "" in header:

@@ -24,7 +24,14 @@ from errors import UserError
 from extract.transforms import Resize
 
 __all__ = [
-    "DECODERS", "DECODE_RULE", "FrameError", "FrameSource", "Probe", "VideoError", "open_source", "probe",
+    "DECODERS",
+    "DECODE_RULE",
+    "FrameError",
+    "FrameSource",
+    "Probe",
+    "VideoError",
+    "open_source",
+    "probe",
     "quick_probe",
 ]
 
@@ -172,9 +179,7 @@ def probe(path, *, grid_fps: float | None = None, reads: str = "rgb") -> Probe:
     return result
 
 
-def quick_probe(
-    path, *, grid_fps: float | None = None, reads: str = "rgb"
-) -> tuple[float, float | None, int, int]:
+def quick_probe(path, *, grid_fps: float | None = None, reads: str = "rgb") -> tuple[float, float | None, int, int]:
     """(fps, duration in seconds or None, width, height) from the header and the first frame. Raises VideoError."""
     if _kind(path) == "file":
         from extract.video_files import read_header
@@ -258,7 +263,7 @@ def growing_or(path, reason: str, message: str) -> VideoError:
 
 
 def hash_file(path) -> str:
-    """"sha256:..." of a whole file."""
+    """ "sha256:..." of a whole file."""
     try:
         with open(path, "rb") as f:
             return "sha256:" + hashlib.file_digest(f, "sha256").hexdigest()

@@ -142,7 +142,7 @@ class FrameFolder(FrameSource):
 
 
 def content_hash(path, parts: list[dict[int, _Entry]]) -> str:
-    """"sha256:..." of a folder: every name and size in order of number, and the bytes of 16 files.
+    """ "sha256:..." of a folder: every name and size in order of number, and the bytes of 16 files.
 
     The files are spread evenly from the first to the last, of each flow component. Reading all would
     cost hours on a network disk; a frame changed without changing its size may go unseen.

@@ -563,6 +563,4 @@ class VideoFile(FrameSource):
 
     def _damaged(self, k: int) -> FrameError:
         at = self.index.times[k]
-        return FrameError(
-            "damaged", f"{self.path}: frame {k} (at {at:.3f} s), or one it is predicted from, is damaged"
-        )
+        return FrameError("damaged", f"{self.path}: frame {k} (at {at:.3f} s), or one it is predicted from, is damaged")

@@ -63,8 +63,11 @@ def read_boxes(path: Path, dataset: Dataset) -> GivenBoxes:
     with np.errstate(invalid="ignore"):
         wrong = (x2 <= x1) | (y2 <= y1) | (x2 > 1) | (y2 > 1)
     for i in np.flatnonzero(wrong):
-        problems.add(table.lines[i], f"box ({x1[i]}, {y1[i]}, {x2[i]}, {y2[i]}) must have x1 < x2 and y1 < y2 within"
-                                     " [0, 1], relative to the frame")
+        problems.add(
+            table.lines[i],
+            f"box ({x1[i]}, {y1[i]}, {x2[i]}, {y2[i]}) must have x1 < x2 and y1 < y2 within"
+            " [0, 1], relative to the frame",
+        )
     problems.check()
     corners = {corner: columns[corner] for corner in CORNERS}
     return _given({"video": video, "time_s": columns["time"], **corners, "score": score}, (1, 1))

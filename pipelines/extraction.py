@@ -83,8 +83,10 @@ class Report:
         if self.missing_videos and self.pending:
             lines.append(f"  {len(self.missing_videos)} videos are not on disk: {_some(self.missing_videos)}")
         if self.changed_videos:
-            lines.append(f"  {len(self.changed_videos)} videos changed since their rows were computed, which are left as"
-                         f" they are: {_some(self.changed_videos)}. Extract under another --name to use the new files")
+            lines.append(
+                f"  {len(self.changed_videos)} videos changed since their rows were computed, which are left as"
+                f" they are: {_some(self.changed_videos)}. Extract under another --name to use the new files"
+            )
         if self.pending:
             lines.append(f"  {self.pending:,} rows are pending" + ("; run again to go on" if self.beyond_limit else ""))
         return "\n".join(lines)
@@ -152,15 +154,26 @@ def open_or_create(job: Job, network) -> Store:
     """The job's store, new or as it is on disk; refused if it was made by another recipe."""
     if not (job.path / "zarr.json").exists():
         clips, videos = job.dataset.clips, {column: job.dataset.videos[column] for column in ("name", "path")}
-        return create_store(job.path, job.manifest(network), rows=job.rows, clips=clips, videos=videos,
-                            texts=job.dataset.texts, labels=job.dataset.labels, events=job.dataset.events)
+        return create_store(
+            job.path,
+            job.manifest(network),
+            rows=job.rows,
+            clips=clips,
+            videos=videos,
+            texts=job.dataset.texts,
+            labels=job.dataset.labels,
+            events=job.dataset.events,
+        )
     store = open_store(job.path)
     differing = recipe_difference(store.manifest.recipe, job.recipe(network))
     lacking = [name for name in job.arrays if name not in store.manifest.arrays]
     if differing or lacking:
         lines = differing + [f"arrays: the store has no {name}" for name in lacking]
-        raise UserError(f"{job.path} holds other features than these; it differs in\n  " + "\n  ".join(lines)
-                        + "\nGive these another --name, or ask for what the store holds")
+        raise UserError(
+            f"{job.path} holds other features than these; it differs in\n  "
+            + "\n  ".join(lines)
+            + "\nGive these another --name, or ask for what the store holds"
+        )
     return store
 
 
@@ -168,9 +181,12 @@ def rows_asked(store: Store, job: Job) -> np.ndarray:
     """(N,) bool over the store's rows: those that the job wants, found by (video, clip id, draw, k)."""
     mine, theirs = job.rows, store.rows
     columns = ("video", "clip", "k", "draw", "start_s")
-    if (len(theirs["video"]) == len(mine["video"]) and all(np.array_equal(theirs[c], mine[c]) for c in columns)
-            and np.array_equal(store.videos["name"], job.dataset.videos["name"])
-            and np.array_equal(store.clips["id"], job.dataset.clips["id"])):
+    if (
+        len(theirs["video"]) == len(mine["video"])
+        and all(np.array_equal(theirs[c], mine[c]) for c in columns)
+        and np.array_equal(store.videos["name"], job.dataset.videos["name"])
+        and np.array_equal(store.clips["id"], job.dataset.clips["id"])
+    ):
         return job.wanted
     known = {key: row for row, key in enumerate(_row_keys(theirs, store.videos["name"], store.clips["id"]))}
     keys = _row_keys(mine, job.dataset.videos["name"], job.dataset.clips["id"])
@@ -180,13 +196,16 @@ def rows_asked(store: Store, job: Job) -> np.ndarray:
         raise UserError(
             f"{job.path} was planned without {len(lacking):,} of these rows (first: video {keys[lacking[0]][0]!r}, clip"
             f" {keys[lacking[0]][1]!r}, draw {keys[lacking[0]][2]}, k {keys[lacking[0]][3]}): its annotations, draws or"
-            " videos were fewer then. Use the --draws it was made with, or extract under another --name")
+            " videos were fewer then. Use the --draws it was made with, or extract under another --name"
+        )
     there = found >= 0
     moved = np.flatnonzero(np.abs(theirs["start_s"][found[there]] - mine["start_s"][there]) > 1e-3)
     if len(moved):
         clips = [keys[i][1] for i in np.flatnonzero(there)[moved[:10]]]
-        raise UserError(f"{job.path}: {len(moved):,} annotations moved under the same clip id (such as {', '.join(clips)});"
-                        " its rows are true to the old ones. Extract under another --name")
+        raise UserError(
+            f"{job.path}: {len(moved):,} annotations moved under the same clip id (such as {', '.join(clips)});"
+            " its rows are true to the old ones. Extract under another --name"
+        )
     asked = np.zeros(len(theirs["video"]), bool)
     asked[found[there & job.wanted]] = True
     return asked
@@ -194,7 +213,9 @@ def rows_asked(store: Store, job: Job) -> np.ndarray:
 
 def _row_keys(rows, videos: Sequence[str], clips: Sequence[str]) -> list[tuple]:
     clip_ids = [clips[i] if i >= 0 else "" for i in rows["clip"]]
-    return list(zip([videos[i] for i in rows["video"]], clip_ids, rows["draw"].tolist(), rows["k"].tolist(), strict=True))
+    return list(
+        zip([videos[i] for i in rows["video"]], clip_ids, rows["draw"].tolist(), rows["k"].tolist(), strict=True)
+    )
 
 
 def job_on_disk(store: Store, job: Job) -> np.ndarray:
@@ -293,11 +314,20 @@ def compute_units(job, network, store, units, todo, report, decode_workers, stop
         report.seconds = time.monotonic() - began
         report.changed_videos = videos.changed
         if report.computed or report.failed_now:
-            store.write_provenance(run_name(facts), {
-                **facts, "rows": report.computed, "failed": len(report.failed_now), "seconds": round(report.seconds, 3),
-                "seconds_network": round(seconds["network"], 3), "seconds_write": round(seconds["write"], 3),
-                "decode_workers": workers, "batch_size": batch_size, "weights": network.weights_origin,
-            })
+            store.write_provenance(
+                run_name(facts),
+                {
+                    **facts,
+                    "rows": report.computed,
+                    "failed": len(report.failed_now),
+                    "seconds": round(report.seconds, 3),
+                    "seconds_network": round(seconds["network"], 3),
+                    "seconds_write": round(seconds["write"], 3),
+                    "decode_workers": workers,
+                    "batch_size": batch_size,
+                    "weights": network.weights_origin,
+                },
+            )
 
 
 class UnitResults:
@@ -333,7 +363,9 @@ class UnitResults:
         return self.missing == 0
 
 
-def decode_unit(job: Job, store: Store, unit: Unit, todo: np.ndarray, batch_size: int, videos: Videos) -> Iterator[Batch]:
+def decode_unit(
+    job: Job, store: Store, unit: Unit, todo: np.ndarray, batch_size: int, videos: Videos
+) -> Iterator[Batch]:
     """The batches of one unit, each as soon as its last row is decoded; slots of rows not in `todo` stay empty."""
     rows = unit.start + np.flatnonzero(todo[unit.start : unit.stop])
     waiting = Counter(((rows - unit.start) // batch_size).tolist())
@@ -370,7 +402,7 @@ def decode_video(job: Job, store: Store, rows: np.ndarray, opened: Opened) -> It
 
 
 def choose_device(device: str) -> str:
-    """"auto" is CUDA when there is one."""
+    """ "auto" is CUDA when there is one."""
     if device != "auto":
         return device
     import torch

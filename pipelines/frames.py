@@ -24,9 +24,7 @@ class DecodedRow:
     failure: tuple[str, str] | None = None  # reason code, one line
 
 
-def decode_rows(
-    source: FrameSource, rows: np.ndarray, instants: np.ndarray, resize: Resize
-) -> Iterator[DecodedRow]:
+def decode_rows(source: FrameSource, rows: np.ndarray, instants: np.ndarray, resize: Resize) -> Iterator[DecodedRow]:
     """Frames of rows of one video, each row as soon as its last frame is there.
 
     rows: (n,) row numbers, in time order; instants: float64 (n, T) seconds from the first frame.
@@ -39,8 +37,12 @@ def decode_rows(
     wholly_outside = outside.all(axis=1)
     for i in np.flatnonzero(wholly_outside):
         window = f"{instants[i, 0]:.3f} to {instants[i, -1]:.3f} s"
-        yield DecodedRow(int(rows[i]), None, indices[i],
-                         failure=("outside", f"window {window} lies outside the video ({source.duration:.3f} s)"))
+        yield DecodedRow(
+            int(rows[i]),
+            None,
+            indices[i],
+            failure=("outside", f"window {window} lies outside the video ({source.duration:.3f} s)"),
+        )
 
     order = np.argsort(indices, axis=None, kind="stable")
     order = order[~wholly_outside[order // length]]
@@ -70,8 +72,12 @@ def decode_rows(
             if clips[i].shape[1:] != frame.shape:
                 failed.add(i)
                 del clips[i]
-                yield DecodedRow(int(rows[i]), None, indices[i],
-                                 failure=("damaged", f"frame {index} changes the picture's size to {frame.shape}"))
+                yield DecodedRow(
+                    int(rows[i]),
+                    None,
+                    indices[i],
+                    failure=("damaged", f"frame {index} changes the picture's size to {frame.shape}"),
+                )
                 continue
             clips[i][t] = frame
             missing[i] -= 1

@@ -1,4 +1,4 @@
-"""Look at one row: exactly the frames its network saw, where its boxes lie, and whether it computes to the same again."""
+"""Look at one row: exactly the frames its network saw, its boxes, and whether it computes to the same again."""
 
 from __future__ import annotations
 
@@ -57,8 +57,12 @@ def inspect_clip(
     """
     store = open_store(path)
     row = find_row(store, clip, draw)
-    source = load_dataset(dataset or store.manifest.dataset["name"], data_root=data, videos=videos,
-                          media="flow" if store.manifest.spec["reads"] == "flow" else "rgb")
+    source = load_dataset(
+        dataset or store.manifest.dataset["name"],
+        data_root=data,
+        videos=videos,
+        media="flow" if store.manifest.spec["reads"] == "flow" else "rgb",
+    )
     seen = look(store, source, row)
     facts = describe(store, row, seen)
     if recompute:
@@ -79,7 +83,9 @@ def find_row(store: Store, clip: str, draw: int) -> int:
         except ValueError:
             at = ""
         if not at:
-            raise UserError(f"{store.path} has one row a frame: name it VIDEO@SECONDS, such as P01_01@12.5, not {clip!r}")
+            raise UserError(
+                f"{store.path} has one row a frame: name it VIDEO@SECONDS, such as P01_01@12.5, not {clip!r}"
+            )
         rows = np.flatnonzero(store.rows["video"] == store.video_index(video))
         if not len(rows):
             raise UserError(f"{store.path} has no rows of video {video!r}")
@@ -171,10 +177,13 @@ def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
     spec = store.manifest.spec
     made = spec["created_with"]
     origin = spec["weights_origin"]
-    network = create_network(made["name"], weights=weights or (origin if origin.startswith("random:") else None),
-                             **made["options"])
+    network = create_network(
+        made["name"], weights=weights or (origin if origin.startswith("random:") else None), **made["options"]
+    )
     if network.weights_hash != store.manifest.recipe["weights"]:
-        raise UserError(f"these weights ({network.weights_origin}) are not those of {store.path} ({origin}): give --weights")
+        raise UserError(
+            f"these weights ({network.weights_origin}) are not those of {store.path} ({origin}): give --weights"
+        )
     precision = store.manifest.recipe["precision"]
     network.keep = tuple(name for name in store.manifest.arrays if name != "n_padded")
     network.to("cpu" if precision != "fp16" else "cuda", precision)

@@ -80,7 +80,7 @@ def in_threads(
 
 
 class BehindWriter:
-    """Runs one call at a time in a thread of its own, at most `behind` waiting; a failed call raises at the next one."""
+    """Runs calls one by one in a thread of its own, at most `behind` waiting; a failed one raises at the next."""
 
     def __init__(self, behind: int = 1):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write")

@@ -45,7 +45,9 @@ class Extraction:
     # where things are
     data: str | Path | None = None  # root of all datasets; default CLIPBANK_DATA
     videos: str | Path | None = None  # folder of videos of one's own CSV
-    features: tuple[str | Path, ...] = ()  # feature roots, the first is written; default CLIPBANK_FEATURES or ./features
+    features: tuple[
+        str | Path, ...
+    ] = ()  # feature roots, the first is written; default CLIPBANK_FEATURES or ./features
     # the network
     name: str | None = None  # the store's name; default the network's
     weights: tuple[str, ...] = ()  # PATH, random:SEED, or NETWORK=PATH
@@ -81,15 +83,21 @@ class Extraction:
         _one_of("--missing", self.missing, ("error", "skip"))
         if self.for_head is not None:
             _one_of("--for", self.for_head, tuple(KEEP_FOR_HEAD))
-        for flag, value, least in [("--draws", self.draws, 0), ("--limit", self.limit, 1),
-                                   ("--unit-rows", self.unit_rows, 1), ("--batch-size", self.batch_size, 1)]:
+        for flag, value, least in [
+            ("--draws", self.draws, 0),
+            ("--limit", self.limit, 1),
+            ("--unit-rows", self.unit_rows, 1),
+            ("--batch-size", self.batch_size, 1),
+        ]:
             if value is not None and value < least:
                 raise UserError(f"{flag} must be at least {least}, got {value}")
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise UserError(f"--shard i/n needs 0 <= i < n, got {self.shard[0]}/{self.shard[1]}")
         if self.flow is not None:
-            raise UserError("--flow computes optical flow, which this version cannot do: extract i3d_flow from published"
-                            " flow folders, <data>/<dataset>/flow_frames/<video>/{u,v}/frame_0000000001.jpg")
+            raise UserError(
+                "--flow computes optical flow, which this version cannot do: extract i3d_flow from published"
+                " flow folders, <data>/<dataset>/flow_frames/<video>/{u,v}/frame_0000000001.jpg"
+            )
 
     @property
     def feature_roots(self) -> list[Path]:
@@ -178,8 +186,12 @@ class Job:
 
     @cached_property
     def layout(self) -> Layout:
-        return plan_layout(self.arrays, self.spec.unit_rows, unit_rows=self.request.unit_rows,
-                           batch_size=self.request.batch_size or self.spec.batch_size)
+        return plan_layout(
+            self.arrays,
+            self.spec.unit_rows,
+            unit_rows=self.request.unit_rows,
+            batch_size=self.request.batch_size or self.spec.batch_size,
+        )
 
     @property
     def n_units(self) -> int:
@@ -237,8 +249,11 @@ class Job:
             arrays=self.arrays,
             layout=self.layout,
             recipe=self.recipe(network),
-            spec={**network.spec.to_json(), "weights_origin": network.weights_origin,
-                  "created_with": {"name": self.network, "options": self.options}},
+            spec={
+                **network.spec.to_json(),
+                "weights_origin": network.weights_origin,
+                "created_with": {"name": self.network, "options": self.options},
+            },
             dataset={
                 "name": self.dataset.name,
                 "family": self.dataset.family,
@@ -275,18 +290,31 @@ def plan_extraction(
         raise UserError(_missing_message(dataset, missing, media))
     if len(missing) == len(dataset.videos["name"]):
         raise UserError(_missing_message(dataset, missing, media))
-    jobs = [_job(request, dataset, missing, request.backbone or request.detector, request.boxes, first=True,
-                 headers_only=headers_only, progress=progress)]
+    jobs = [
+        _job(
+            request,
+            dataset,
+            missing,
+            request.backbone or request.detector,
+            request.boxes,
+            first=True,
+            headers_only=headers_only,
+            progress=progress,
+        )
+    ]
     extra = _other_store(request, dataset, jobs[0])
     if extra is not None:
         network, boxes = extra
         objects = dataset if media == "rgb" else load_dataset(request.dataset, data_root=request.data)
         gone = missing_videos(objects)
-        jobs.append(_job(request, objects, gone, network, boxes, first=False, headers_only=headers_only,
-                         progress=progress))
+        jobs.append(
+            _job(request, objects, gone, network, boxes, first=False, headers_only=headers_only, progress=progress)
+        )
     for job in jobs:
-        announce(f"{job.path}: {len(job.rows['video']):,} rows in {job.n_units:,} units,"
-                 f" {readable_bytes(job.bytes)} before compression")
+        announce(
+            f"{job.path}: {len(job.rows['video']):,} rows in {job.n_units:,} units,"
+            f" {readable_bytes(job.bytes)} before compression"
+        )
     if missing:
         announce(f"{len(missing)} of {len(dataset.videos['name'])} videos are not on disk; their rows wait")
     return jobs
@@ -317,9 +345,19 @@ def _job(request, dataset, missing, network, boxes, *, first, headers_only, prog
         draws = request.draws if request.draws is not None else DEFAULT_DRAWS
     name = (request.name if first else None) or spec.name.rpartition(":")[2] + ("_boxes" if given else "")
     job = Job(
-        request=request, name=name, network=network, options=options, weights=_weights_of(request, spec.name, first),
-        spec=spec, keep=_keep(request, spec, first), dataset=dataset, sampling=chosen.sampling, draws=draws, boxes=given,
-        durations=np.full(len(dataset.videos["name"]), np.nan), missing=missing,
+        request=request,
+        name=name,
+        network=network,
+        options=options,
+        weights=_weights_of(request, spec.name, first),
+        spec=spec,
+        keep=_keep(request, spec, first),
+        dataset=dataset,
+        sampling=chosen.sampling,
+        draws=draws,
+        boxes=given,
+        durations=np.full(len(dataset.videos["name"]), np.nan),
+        missing=missing,
     )
     if isinstance(chosen.sampling, GridSampling) or np.isnan(dataset.clips["stop_s"]).any():
         job.durations[:] = _durations(job, headers_only, progress)
@@ -338,8 +376,12 @@ def _durations(job: Job, headers_only: bool, progress) -> np.ndarray:
                 continue  # listed, with its reason, when it is extracted
         return found
     bar = progress(f"probing {job.dataset.name}", len(paths)) if progress else None
-    results = job.probe_cache.get_many(list(paths.values()), grid_fps=job.grid_fps, reads=job.reads,
-                                       progress=(lambda *_: bar.update(1)) if bar else None)
+    results = job.probe_cache.get_many(
+        list(paths.values()),
+        grid_fps=job.grid_fps,
+        reads=job.reads,
+        progress=(lambda *_: bar.update(1)) if bar else None,
+    )
     if bar is not None:
         bar.close()
     for i, result in zip(paths, results, strict=True):
@@ -354,8 +396,9 @@ def _keep(request: Extraction, spec: NetworkSpec, first: bool) -> tuple[str, ...
     asked = request.keep if first and request.keep else KEEP_FOR_HEAD.get(request.for_head or "", DEFAULT_KEEP)
     unknown = [name for name in asked if name not in spec.outputs]
     if unknown and first and request.keep:
-        raise UserError(f"--keep {','.join(asked)}: {spec.name} has no array {', '.join(unknown)};"
-                        f" it has {', '.join(spec.outputs)}")
+        raise UserError(
+            f"--keep {','.join(asked)}: {spec.name} has no array {', '.join(unknown)}; it has {', '.join(spec.outputs)}"
+        )
     return tuple(name for name in spec.outputs if name in asked)
 
 
@@ -382,7 +425,9 @@ def _other_store(request: Extraction, dataset: Dataset, main: Job) -> tuple[str,
     if network_spec(network).kind == "detector":
         return network, None
     if dataset.boxes is None:
-        raise UserError(f"dataset {dataset.name} names {network} for objects but has no boxes; use --only or --boxes CSV")
+        raise UserError(
+            f"dataset {dataset.name} names {network} for objects but has no boxes; use --only or --boxes CSV"
+        )
     return network, "dataset"
 
 
@@ -390,10 +435,14 @@ def _missing_message(dataset: Dataset, missing: list[str], media: str) -> str:
     shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
     folders = " or ".join({"rgb": ("videos/", "rgb_frames/"), "flow": ("flow_frames/",)}[media])
     if len(missing) == len(dataset.videos["name"]) and media == "flow":
-        return (f"dataset {dataset.name}: no flow frames under {dataset.root} (looked in {folders}<video>/u and v):"
-                " put the published flow there; computing flow from the videos is not part of this version")
-    return (f"dataset {dataset.name}: {len(missing)} of {len(dataset.videos['name'])} videos are not on disk under"
-            f" {dataset.root} (looked in {folders}): {shown}. Put them there, or go on without them: --missing skip")
+        return (
+            f"dataset {dataset.name}: no flow frames under {dataset.root} (looked in {folders}<video>/u and v):"
+            " put the published flow there; computing flow from the videos is not part of this version"
+        )
+    return (
+        f"dataset {dataset.name}: {len(missing)} of {len(dataset.videos['name'])} videos are not on disk under"
+        f" {dataset.root} (looked in {folders}): {shown}. Put them there, or go on without them: --missing skip"
+    )
 
 
 def describe_jobs(jobs: list[Job], time_row: Callable[[Job], float | None] | None = None) -> list[dict]:
@@ -403,20 +452,22 @@ def describe_jobs(jobs: list[Job], time_row: Callable[[Job], float | None] | Non
         n = len(job.rows["video"])
         seconds = time_row(job) if time_row else None
         wanted = int(job.wanted.sum() if job.request.limit is None else min(job.request.limit, job.wanted.sum()))
-        facts.append({
-            "store": str(job.path),
-            "network": job.spec.name,
-            "axis": job.sampling.axis,
-            "rows": n,
-            "rows_now": wanted,
-            "units": job.n_units,
-            "unit_rows": job.layout.unit_rows,
-            "arrays": {name: [*array.row_shape, array.dtype] for name, array in job.arrays.items()},
-            "size": readable_bytes(job.bytes),
-            "bytes": job.bytes,
-            "videos": len(job.dataset.videos["name"]),
-            "videos_missing": len(job.missing),
-            "seconds_a_row": seconds,
-            "network_hours": None if seconds is None else round(seconds * wanted / 3600, 3),
-        })
+        facts.append(
+            {
+                "store": str(job.path),
+                "network": job.spec.name,
+                "axis": job.sampling.axis,
+                "rows": n,
+                "rows_now": wanted,
+                "units": job.n_units,
+                "unit_rows": job.layout.unit_rows,
+                "arrays": {name: [*array.row_shape, array.dtype] for name, array in job.arrays.items()},
+                "size": readable_bytes(job.bytes),
+                "bytes": job.bytes,
+                "videos": len(job.dataset.videos["name"]),
+                "videos_missing": len(job.missing),
+                "seconds_a_row": seconds,
+                "network_hours": None if seconds is None else round(seconds * wanted / 3600, 3),
+            }
+        )
     return facts

@@ -46,7 +46,9 @@ def frames_of(dataset):
     def source_of(video: str):
         path = dataset.video_path(number[video]) if video in number else None
         if path is None:
-            raise UserError(f"video {video!r} is not on disk under {dataset.root}: give --data, or --dataset and --videos")
+            raise UserError(
+                f"video {video!r} is not on disk under {dataset.root}: give --data, or --dataset and --videos"
+            )
         return open_source(path, grid_fps=dataset.grid_fps)
 
     def frame_at(video: str, time_s: float) -> np.ndarray:

@@ -38,7 +38,12 @@ class ProbeCache:
         return found
 
     def get_many(
-        self, paths: Sequence[Path], *, grid_fps=None, reads="rgb", workers: int | None = None,
+        self,
+        paths: Sequence[Path],
+        *,
+        grid_fps=None,
+        reads="rgb",
+        workers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Probe | VideoError]:
         """Probes of many videos in parallel, in their order; a video that cannot be read gives its error."""

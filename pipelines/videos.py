@@ -48,8 +48,11 @@ class Videos:
             found = job.probe_cache.get(path, grid_fps=job.grid_fps, reads=job.reads)
             if not self._record(name, video, found):
                 return Opened()
-            return Opened(open_source(path, decoder=job.request.decoder, grid_fps=job.grid_fps, reads=job.reads,
-                                      threads=self.threads))
+            return Opened(
+                open_source(
+                    path, decoder=job.request.decoder, grid_fps=job.grid_fps, reads=job.reads, threads=self.threads
+                )
+            )
         except VideoError as error:
             return Opened() if error.reason in WAITING else Opened(failure=(error.reason, str(error)))
 

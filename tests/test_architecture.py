@@ -29,7 +29,9 @@ def test_packages_know_only_what_they_may(package):
         assert imported_packages(path) <= MAY_IMPORT[package], path
 
 
-@pytest.mark.parametrize("module", ["stores", "extract", "extract.datasets", "extract.networks", "heads", "pipelines", "cli"])
+@pytest.mark.parametrize(
+    "module", ["stores", "extract", "extract.datasets", "extract.networks", "heads", "pipelines", "cli"]
+)
 def test_import_needs_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -27,10 +27,19 @@ def made(tmp_path_factory):
     for name, n in [("one", 72), ("two", 60)]:
         media.make_video(folder / "videos" / f"{name}.mp4", "libx264", n)
     (folder / "small.csv").write_text(
-        "id,video,start,stop,verb,noun,split\na,one,0,1,cut,bread,train\nb,one,1,2.5,wash,cup,train\nc,two,0,2,cut,cup,val\n")
+        "id,video,start,stop,verb,noun,split\na,one,0,1,cut,bread,train\nb,one,1,2.5,wash,cup,train\nc,two,0,2,cut,cup,val\n"
+    )
     (folder / "boxes.csv").write_text("video,time,x1,y1,x2,y2\none,0.5,0.1,0.1,0.5,0.5\n")
-    common = ["extract", "--dataset", str(folder / "small.csv"), "--videos", str(folder / "videos"),
-              "--features", str(folder / "features"), "--only"]
+    common = [
+        "extract",
+        "--dataset",
+        str(folder / "small.csv"),
+        "--videos",
+        str(folder / "videos"),
+        "--features",
+        str(folder / "features"),
+        "--only",
+    ]
     clip = run(*common, "--backbone", "tiny3d", "--weights", "random:0", "--draws", "1")
     frame = run(*common, "--backbone", "efficientnet_lite0", "--boxes", str(folder / "boxes.csv"))
     assert clip.exit_code == frame.exit_code == 0, clip.output + frame.output
@@ -50,25 +59,53 @@ def test_help_is_fast_and_needs_no_torch():
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "cli.py"), "--help"], capture_output=True,
-                              text=True)
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", str(ROOT / "cli.py"), "--help"], capture_output=True, text=True
+        )
         times.append(time.perf_counter() - start)
     assert done.returncode == 0 and "extract" in done.stdout
     assert not {"torch", "numpy", "av"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert min(times) < 0.4 * (1 + os.getloadavg()[0]), times  # alone it takes 0.15 s; a busy machine gets its share
 
 
-@pytest.mark.parametrize("command", [[], ["extract"], ["plan"], ["train-head"], ["evaluate"], ["plot"], ["demo"],
-                                     ["store", "info"], ["store", "verify"], ["store", "inspect"],
-                                     ["datasets", "list"], ["datasets", "check"], ["weights", "list"], ["networks", "list"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["extract"],
+        ["plan"],
+        ["train-head"],
+        ["evaluate"],
+        ["plot"],
+        ["demo"],
+        ["store", "info"],
+        ["store", "verify"],
+        ["store", "inspect"],
+        ["datasets", "list"],
+        ["datasets", "check"],
+        ["weights", "list"],
+        ["networks", "list"],
+    ],
+)
 def test_every_command_explains_itself(command):
     assert run(*command, "--help").exit_code == 0
 
 
 def test_plan_writes_nothing(made):
     before = sorted(made.rglob("*"))
-    done = run("plan", *where(made), "--features", made / "features", "--backbone", "i3d", "--weights", "random:0",
-               "--device", "none", "--json")
+    done = run(
+        "plan",
+        *where(made),
+        "--features",
+        made / "features",
+        "--backbone",
+        "i3d",
+        "--weights",
+        "random:0",
+        "--device",
+        "none",
+        "--json",
+    )
     facts = json.loads(done.stdout)
     assert done.exit_code == 0 and [job["axis"] for job in facts] == ["clip", "frame"]
     assert facts[0]["rows"] == 3 + 2 * 4 and facts[0]["network"] == "i3d_rgb"
@@ -105,7 +142,9 @@ def test_inspect_shows_the_frames_and_recomputes(made, tmp_path):
     assert done.exit_code == 0 and facts["status"] == "ok" and facts["verb"] == "1 wash" and not facts["differs"]
     assert len(np.unique(np.asarray(Image.open(tmp_path / "b.png")).reshape(-1, 3), axis=0)) > 100
     frames = made / "features" / "small" / "efficientnet_lite0_boxes.zarr"
-    done = run("store", "inspect", frames, "one@0.5", *where(made), "--recompute", "--out", tmp_path / "f.png", "--json")
+    done = run(
+        "store", "inspect", frames, "one@0.5", *where(made), "--recompute", "--out", tmp_path / "f.png", "--json"
+    )
     facts = json.loads(done.stdout)
     assert done.exit_code == 0 and facts["n_boxes"] == 1 and not facts["differs"]
     yellow = np.asarray(Image.open(tmp_path / "f.png")).astype(int)

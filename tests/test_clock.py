@@ -48,10 +48,18 @@ def picked(tmp_path_factory):
         (folder / path).unlink()
     found = {}
     for kind in ("files", "folders"):
-        (report,) = extract(Extraction(
-            dataset=name, data=root / kind, features=(root / f"features-{kind}",), only=True, keep=("vector",),
-            backbone=f"py:{root}/counter_network.py:counter", dtype="float32", draws=2,
-        ))
+        (report,) = extract(
+            Extraction(
+                dataset=name,
+                data=root / kind,
+                features=(root / f"features-{kind}",),
+                only=True,
+                keep=("vector",),
+                backbone=f"py:{root}/counter_network.py:counter",
+                dtype="float32",
+                draws=2,
+            )
+        )
         assert report.complete, report.summary()
         store = open_store(report.store)
         rows = {column: np.array(store.rows[column]) for column in store.rows}

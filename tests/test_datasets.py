@@ -151,9 +151,7 @@ def test_dataset_is_validated(tmp_path):
 
 def test_annotation_hash_is_of_content(tmp_path):
     plain = make(tmp_path)
-    assert (
-        plain.annotation_hash == make(tmp_path / "elsewhere", videos__path=strings(["", ""])).annotation_hash
-    )
+    assert plain.annotation_hash == make(tmp_path / "elsewhere", videos__path=strings(["", ""])).annotation_hash
     assert plain.annotation_hash != make(tmp_path, clips__verb=np.array([0, -1, 1], np.int32)).annotation_hash
     assert plain.annotation_hash != make(tmp_path, videos__name=strings("ac")).annotation_hash
     wide = {**plain.clips, "verb": plain.clips["verb"].astype(np.int64)}
@@ -204,9 +202,7 @@ def test_find_media(tmp_path):
     assert ("P01/P01_01", "frames") in list(walk_media(tmp_path / "rgb_frames", names))
 
     (tmp_path / "videos/P01_01.avi").touch()
-    with pytest.raises(
-        UserError, match=r"'P01_01' is there twice.*videos/P01_01.avi and videos/train/P01/P01_01.MP4"
-    ):
+    with pytest.raises(UserError, match=r"'P01_01' is there twice.*videos/P01_01.avi and videos/train/P01/P01_01.MP4"):
         find_media(tmp_path, names)
 
 
@@ -260,10 +256,7 @@ def test_epic_first_clip_and_labels(epic):
     assert (clips["verb"][test] == -1).all() and (clips["action"][test] == -1).all()
     # the first noun of every clip is among all its nouns, and none is there twice
     pairs = set(zip(epic.labels["clip"].tolist(), epic.labels["label"].tolist(), strict=True))
-    assert (
-        len(pairs) == len(epic.labels["clip"])
-        and {(i, n) for i, n in enumerate(clips["noun"]) if n >= 0} <= pairs
-    )
+    assert len(pairs) == len(epic.labels["clip"]) and {(i, n) for i, n in enumerate(clips["noun"]) if n >= 0} <= pairs
 
 
 def test_epic_action_order_is_verb_then_noun(epic):
@@ -312,10 +305,7 @@ def test_epic_flow(epic_root):
     dataset = load_dataset("epic55", epic_root, media="flow")
     assert dataset.grid_fps == 60.0 and len(missing_videos(dataset)) == 431
     found = dataset.videos["name"] == "P26_01"
-    assert (
-        dataset.videos["path"][found] == "flow_frames/P26/P26_01.tar"
-        and dataset.videos["kind"][found] == "tar"
-    )
+    assert dataset.videos["path"][found] == "flow_frames/P26/P26_01.tar" and dataset.videos["kind"][found] == "tar"
     assert dataset.annotation_hash == load_dataset("epic55", epic_root).annotation_hash
 
 

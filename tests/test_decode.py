@@ -241,9 +241,7 @@ def test_damaged_video_gives_its_good_frames(shared):
 
 @pytest.mark.parametrize("open_gop", [0, 1])
 def test_a_damaged_stretch_loses_its_own_frames_only(tmp_path, open_gop):
-    path = media.make_video(
-        tmp_path / "v.mp4", "libx264", 160, options=x264(keyint=20, bframes=3, open_gop=open_gop)
-    )
+    path = media.make_video(tmp_path / "v.mp4", "libx264", 160, options=x264(keyint=20, bframes=3, open_gop=open_gop))
     truth, _ = decoded(path)
     break_packet(path, 65)
     expected = None

@@ -46,28 +46,58 @@ def write_csv(path: Path, rows: list[str], header="video,start,stop") -> Path:
     return path
 
 
-
-
 def ask(folder: Path, features: Path, **options) -> Extraction:
-    settings = {"dataset": str(folder / "small.csv"), "videos": folder / "videos", "features": (features,),
-                "backbone": "tiny3d", "weights": ("random:0",), "draws": 1, "unit_rows": 2, **options}
+    settings = {
+        "dataset": str(folder / "small.csv"),
+        "videos": folder / "videos",
+        "features": (features,),
+        "backbone": "tiny3d",
+        "weights": ("random:0",),
+        "draws": 1,
+        "unit_rows": 2,
+        **options,
+    }
     return Extraction(**settings)
 
 
 def run_cli(*arguments, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "cli.py"), *map(str, arguments)], capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "200", **environment}, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        cwd=ROOT,
+    )
 
 
 def cli_arguments(folder: Path, features: Path, *more) -> list[str]:
-    return ["extract", "--dataset", folder / "small.csv", "--videos", folder / "videos", "--features", features,
-            "--backbone", "tiny3d", "--weights", "random:0", "--draws", "1", "--unit-rows", "2", *more]
+    return [
+        "extract",
+        "--dataset",
+        folder / "small.csv",
+        "--videos",
+        folder / "videos",
+        "--features",
+        features,
+        "--backbone",
+        "tiny3d",
+        "--weights",
+        "random:0",
+        "--draws",
+        "1",
+        "--unit-rows",
+        "2",
+        *more,
+    ]
 
 
 def contents(store: Path) -> dict[str, bytes]:
     """Every object of a store but its provenance (DESIGN: byte-identical)."""
-    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*"))
-            if p.is_file() and "provenance" not in p.relative_to(store).parts}
+    return {
+        str(p.relative_to(store)): p.read_bytes()
+        for p in sorted(store.rglob("*"))
+        if p.is_file() and "provenance" not in p.relative_to(store).parts
+    }
 
 
 # ---- what is stored ----------------------------------------------------------------------------------------------
@@ -76,8 +106,16 @@ def contents(store: Path) -> dict[str, bytes]:
 def test_real_videos_equal_the_network_on_frames_decoded_independently(shared, tmp_path):
     rows = [f"{name},{start},{stop}" for name, (start, stop) in REAL.items()]
     csv = write_csv(tmp_path / "real.csv", rows)
-    (report,) = extract(Extraction(dataset=str(csv), videos=shared / "videos", features=(tmp_path / "f",), backbone="i3d",
-                                   weights=("random:0",), draws=0))
+    (report,) = extract(
+        Extraction(
+            dataset=str(csv),
+            videos=shared / "videos",
+            features=(tmp_path / "f",),
+            backbone="i3d",
+            weights=("random:0",),
+            draws=0,
+        )
+    )
     assert report.complete and report.sealed == 1
     store = open_store(report.store)
     spatial, vector = store.read("spatial", store.ok), store.read("vector", store.ok)
@@ -138,10 +176,22 @@ def test_batches_and_workers_do_not_change_the_features(kitchen, tmp_path):
 
 
 def test_given_boxes_become_roi_features(kitchen, tmp_path):
-    boxes = write_csv(tmp_path / "boxes.csv", ["one,0.0,0.1,0.1,0.5,0.5", "one,0.0,0.5,0.5,1,1", "two,1.0,0,0,1,1"],
-                      header="video,time,x1,y1,x2,y2")
-    (report,) = extract(ask(kitchen, tmp_path / "f", backbone="efficientnet_lite0", weights=(), boxes=str(boxes),
-                            unit_rows=None, draws=None))
+    boxes = write_csv(
+        tmp_path / "boxes.csv",
+        ["one,0.0,0.1,0.1,0.5,0.5", "one,0.0,0.5,0.5,1,1", "two,1.0,0,0,1,1"],
+        header="video,time,x1,y1,x2,y2",
+    )
+    (report,) = extract(
+        ask(
+            kitchen,
+            tmp_path / "f",
+            backbone="efficientnet_lite0",
+            weights=(),
+            boxes=str(boxes),
+            unit_rows=None,
+            draws=None,
+        )
+    )
     store = open_store(report.store)
     assert report.complete and store.manifest.dataset["axis"] == "frame"
     n_boxes = store.read("n_boxes", np.arange(len(store)))
@@ -165,8 +215,12 @@ def test_running_again_does_nothing_and_says_so(kitchen, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"weights": ("random:1",)}, "weights"), ({"precision": "bf16"}, "precision"), ({"dtype": "float32"}, "dtype"),
-     ({"backbone": "null", "name": "tiny3d", "keep": ("vector",)}, "network.name")],
+    [
+        ({"weights": ("random:1",)}, "weights"),
+        ({"precision": "bf16"}, "precision"),
+        ({"dtype": "float32"}, "dtype"),
+        ({"backbone": "null", "name": "tiny3d", "keep": ("vector",)}, "network.name"),
+    ],
 )
 def test_another_recipe_is_refused_and_its_fields_named(kitchen, tmp_path, change, field):
     extract(ask(kitchen, tmp_path, limit=2))
@@ -202,7 +256,9 @@ def test_parts_make_the_whole(kitchen, tmp_path):
 
 def test_a_split_is_extracted_first_and_the_rest_later(tmp_path, kitchen):
     folder = tmp_path / "split"
-    write_csv(folder / "small.csv", ["one,0.0,1.0,train", "two,0.5,2.0,val", "three,0.2,2.0,val"], "video,start,stop,split")
+    write_csv(
+        folder / "small.csv", ["one,0.0,1.0,train", "two,0.5,2.0,val", "three,0.2,2.0,val"], "video,start,stop,split"
+    )
     shutil.copytree(kitchen / "videos", folder / "videos")
     report = extract(ask(folder, tmp_path / "f", split="val", draws=0))[0]
     store = open_store(report.store)
@@ -294,8 +350,13 @@ def test_a_full_disk_ends_with_1_and_loses_nothing(kitchen, tmp_path):
     run_cli(*arguments, "--limit", 4)
     before = contents(tmp_path / "f" / "small" / "tiny3d.zarr")
     shard = max(len(data) for name, data in before.items() if name.startswith("data/"))
-    full = subprocess.run([sys.executable, str(ROOT / "cli.py"), *map(str, arguments)], capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (shard // 2,) * 2), cwd=ROOT)
+    full = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (shard // 2,) * 2),
+        cwd=ROOT,
+    )
     assert full.returncode == 1 and "space" in full.stderr and "Traceback" not in full.stderr, full.stderr
     after = contents(tmp_path / "f" / "small" / "tiny3d.zarr")
     assert all(after[name] == data for name, data in before.items() if not name.startswith("probes/"))
@@ -326,8 +387,13 @@ def test_signals_stop_at_a_unit_and_say_so(kitchen, tmp_path, number, code):
     folder = tmp_path / "long"
     shutil.copytree(kitchen / "videos", folder / "videos")
     write_csv(folder / "small.csv", [f"three,{i / 100},{i / 100 + 1}" for i in range(200)])
-    process = subprocess.Popen([sys.executable, str(ROOT / "cli.py"), *map(str, cli_arguments(folder, tmp_path / "f"))],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, cli_arguments(folder, tmp_path / "f"))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
     status = tmp_path / "f" / "small" / "tiny3d.zarr" / "rows" / "status"
     while process.poll() is None and not list(status.glob("c.*")):
         time.sleep(0.02)

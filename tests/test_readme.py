@@ -49,7 +49,10 @@ def test_python_of_the_readme_runs(store):
 
 def commands() -> list[str]:
     lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return sorted({line for line in lines if line.startswith("python cli.py")} | set(re.findall(r"`(python cli\.py[^`]*)`", README)))
+    return sorted(
+        {line for line in lines if line.startswith("python cli.py")}
+        | set(re.findall(r"`(python cli\.py[^`]*)`", README))
+    )
 
 
 @pytest.mark.parametrize("command", commands())
@@ -63,7 +66,9 @@ def test_commands_of_the_readme_parse(command, tmp_path, monkeypatch):
 
 
 def test_options_that_the_readme_names_exist():
-    help_text = "".join(CliRunner().invoke(cli.main, [*name, "--help"]).output
-                        for name in (["extract"], ["train-head"], ["store", "inspect"]))
+    help_text = "".join(
+        CliRunner().invoke(cli.main, [*name, "--help"]).output
+        for name in (["extract"], ["train-head"], ["store", "inspect"])
+    )
     for option in set(re.findall(r"`(--[a-z-]+)", README)):
         assert option in help_text, option

@@ -130,10 +130,7 @@ def test_frame_rows():
     rows = frame_rows(np.array([1.0, np.nan, 0.0, 1.2]), GridSampling(2.0))
     assert rows["video"].tolist() == [0, 0, 3, 3, 3] and rows["k"].tolist() == [0, 1, 0, 1, 2]
     assert rows["start_s"].tolist() == [0.0, 0.5, 0.0, 0.5, 1.0] == rows["stop_s"].tolist()
-    assert (
-        set(rows["clip"]) == {-1}
-        and instants(rows, GridSampling(2.0))[:, 0].tolist() == rows["start_s"].tolist()
-    )
+    assert set(rows["clip"]) == {-1} and instants(rows, GridSampling(2.0))[:, 0].tolist() == rows["start_s"].tolist()
     assert len(frame_rows(np.array([]), GridSampling(2.0))["k"]) == 0
     third = frame_rows(np.array([100 / 3]), GridSampling(30.0))
     assert len(third["k"]) == 1000  # 33.33... s at 30 fps, not one more for rounding
@@ -167,9 +164,7 @@ def test_counter_uniform_is_a_fixed_function():
     # fixed for ever: these numbers are in stores' rows
     assert counter_uniform(0, "clip", 1).item() == 0.570105915384832
     assert counter_uniform(7, "P01_01 é", 4).item() == 0.7925876480080273
-    assert (
-        counter_uniform(0).item() == (0xE220A8397B1DCDAF >> 11) * 2.0**-53
-    )  # splitmix64's first from seed 0
+    assert counter_uniform(0).item() == (0xE220A8397B1DCDAF >> 11) * 2.0**-53  # splitmix64's first from seed 0
     u = counter_uniform(3, strings(f"{i}" for i in range(20_000)), 1)
     assert u.dtype == np.float64 and u.min() >= 0 and u.max() < 1 and len(np.unique(u)) == 20_000
     assert abs(u.mean() - 0.5) < 0.01 and abs(u.var() - 1 / 12) < 0.003
@@ -187,7 +182,7 @@ def test_presets():
             "fps": 25.0,
             "resize": {"mode": "short_side", "size": 256, "crop": 224},
         }
-        return SimpleNamespace(family=family, reads=reads, **{**own, **values})
+        return SimpleNamespace(family=family, kind="backbone", reads=reads, **{**own, **values})
 
     assert preset_for("epic55", spec("i3d")).sampling == ClipSampling(64, 2, 60.0)
     assert preset_for("epic55", spec("i3d")).sampling.seconds == pytest.approx(2.1333, abs=1e-4)

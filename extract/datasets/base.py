@@ -91,9 +91,7 @@ class Dataset:
         for what, column in (("video name", self.videos["name"]), ("clip id", self.clips["id"])):
             values, counts = np.unique(np.asarray(column, dtype=object), return_counts=True)
             if (counts > 1).any():
-                raise UserError(
-                    f"dataset {self.name}: {what} {values[counts > 1][0]!r} occurs {counts.max()} times"
-                )
+                raise UserError(f"dataset {self.name}: {what} {values[counts > 1][0]!r} occurs {counts.max()} times")
         self._indices(self.clips["video"], n_videos, "clips.video")
         for name, key, extent in (
             ("texts", "clip", n_clips),
@@ -113,9 +111,7 @@ class Dataset:
                 "a clip starts at 0 or later and stops after its start"
             )
         if self.boxes is not None and self.box_reference is None:
-            raise UserError(
-                f"dataset {self.name}: boxes without box_reference, the (width, height) they refer to"
-            )
+            raise UserError(f"dataset {self.name}: boxes without box_reference, the (width, height) they refer to")
         if not self.annotation_hash:
             tables = (self.clips, self.texts, self.labels, self.events, self.boxes)
             object.__setattr__(self, "annotation_hash", annotation_hash(self.videos["name"], *tables))
@@ -172,9 +168,7 @@ def annotation_hash(video_names: Iterable[str], *tables: Table | None) -> str:
 
 def missing_videos(dataset: Dataset) -> list[str]:
     """Names of the videos that are not on disk."""
-    return [
-        name for name, path in zip(dataset.videos["name"], dataset.videos["path"], strict=True) if not path
-    ]
+    return [name for name, path in zip(dataset.videos["name"], dataset.videos["path"], strict=True) if not path]
 
 
 def select_split(clips: Table, spec: str | None) -> np.ndarray:
@@ -193,9 +187,7 @@ def select_split(clips: Table, spec: str | None) -> np.ndarray:
     present = sorted(set(clips[column]))
     for part in parts.split("+"):
         if part not in present:
-            raise UserError(
-                f"split {spec!r}: no part {part!r} in {column}; it has {', '.join(map(repr, present))}"
-            )
+            raise UserError(f"split {spec!r}: no part {part!r} in {column}; it has {', '.join(map(repr, present))}")
     return np.isin(clips[column].astype(str), parts.split("+"))
 
 
@@ -225,9 +217,7 @@ def dataset_folder(data_root: Path | None, name: str, contents: str) -> Path:
 def safe_video_name(name: str) -> bool:
     """Whether a name from an annotation can only mean something below a root: no `..`, no absolute path."""
     parts = name.split("/")
-    return (
-        "\\" not in name and name.isprintable() and not any(part.strip() in ("", ".", "..") for part in parts)
-    )
+    return "\\" not in name and name.isprintable() and not any(part.strip() in ("", ".", "..") for part in parts)
 
 
 def walk_media(folder: Path, wanted: Sequence[str] | set[str] = (), tars: bool = True):

@@ -39,17 +39,13 @@ def load_csv_dataset(path: Path, videos: str | os.PathLike | None, media: str = 
             time; a video's name that two files match.
     """
     if media != "rgb":
-        raise UserError(
-            f"{path}: a CSV dataset reads video files; media {media!r} needs a dataset with flow frames"
-        )
+        raise UserError(f"{path}: a CSV dataset reads video files; media {media!r} needs a dataset with flow frames")
     source = read_csv(path, ["video", "start", "stop"])
     if videos is None:
         raise UserError(f"{path}: give --videos DIR, the folder that holds its videos")
     folder = Path(videos).expanduser()
     if not folder.is_dir():
-        raise UserError(
-            f"{path}: looked for its videos in {folder}, which is not a folder; give --videos DIR"
-        )
+        raise UserError(f"{path}: looked for its videos in {folder}, which is not a folder; give --videos DIR")
 
     problems = Problems(source.path)
     names = _video_names(source, problems)
@@ -115,9 +111,7 @@ def _video_names(source: Csv, problems: Problems) -> list[str]:
         if not text:
             problems.value(line, "video", text, "every row names a video")
         elif not safe_video_name(text) or not safe_video_name(name):
-            problems.value(
-                line, "video", text, "must be a path below the folder of videos, without '..' and '\\'"
-            )
+            problems.value(line, "video", text, "must be a path below the folder of videos, without '..' and '\\'")
     return names
 
 
@@ -183,14 +177,10 @@ def _clips(source: Csv, names: Sequence[str], start, stop, labels: Table, proble
         elif not captioned or content(keep[number[clip]]) != content(i):
             first = source.lines[keep[number[clip]]]
             if given:
-                message = (
-                    f"already the id of line {first}; ids are unique (only another caption may repeat a row)"
-                )
+                message = f"already the id of line {first}; ids are unique (only another caption may repeat a row)"
                 problems.value(line, "id", clip, message)
             else:
-                problems.add(
-                    line, f"the same video, start and stop as line {first}; remove one, or add a column id"
-                )
+                problems.add(line, f"the same video, start and stop as line {first}; remove one, or add a column id")
         clip_of[i] = number.get(clip, -1)
     return list(number), np.array(keep, dtype=np.int64), clip_of
 
@@ -215,9 +205,7 @@ def _find(folder: Path, source: Csv, names: Sequence[str], problems: Problems) -
             message = f"two files match below {folder}: {matches[0]} and {matches[1]}; write the one you mean"
             problems.value(line, "video", text, message)
         elif path_of.setdefault(name, path) != path:
-            message = (
-                f"another file than {path_of[name] or 'before'}, differing in suffix only; rename one of them"
-            )
+            message = f"another file than {path_of[name] or 'before'}, differing in suffix only; rename one of them"
             problems.value(line, "video", text, message)
     owner: dict[str, str] = {}
     for name, path in path_of.items():

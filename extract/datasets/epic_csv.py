@@ -150,9 +150,7 @@ def epic_dataset(
         videos=videos,
         clips=clips,
         texts={"clip": told.astype(np.int32), "caption": narrations[told]},
-        labels=dict(
-            zip(("clip", "label"), np.array(listed_nouns, dtype=np.int32).reshape(-1, 2).T, strict=True)
-        ),
+        labels=dict(zip(("clip", "label"), np.array(listed_nouns, dtype=np.int32).reshape(-1, 2).T, strict=True)),
         grid_fps=grid_fps,
         classes={"verb": len(verb_names), "noun": len(noun_names)},
         class_names={"verb": list(verb_names), "noun": list(noun_names)},
@@ -198,9 +196,7 @@ def _read_part(part: EpicPart, grid_fps: float, n_verbs: int, n_nouns: int) -> t
         noun = integers(source, "noun_class", problems, maximum=n_nouns - 1).astype(np.int32)
         narration = source["narration"]
         listed = "all_noun_classes" in source.columns
-        all_nouns = (
-            _noun_lists(source, problems, n_nouns) if listed else [(label,) for label in noun.tolist()]
-        )
+        all_nouns = _noun_lists(source, problems, n_nouns) if listed else [(label,) for label in noun.tolist()]
     problems.check()
 
     lists = np.empty(n, dtype=object)
@@ -232,9 +228,7 @@ def _noun_lists(source: Csv, problems: Problems, n_nouns: int) -> list[tuple[int
             lists.append(tuple(dict.fromkeys(value)))
         else:
             lists.append(())
-            problems.value(
-                line, "all_noun_classes", text, f"not a list of class ids 0..{n_nouns - 1} such as [3, 8]"
-            )
+            problems.value(line, "all_noun_classes", text, f"not a list of class ids 0..{n_nouns - 1} such as [3, 8]")
     return lists
 
 
@@ -245,7 +239,5 @@ def _refuse_repeated_uids(parts: Sequence[EpicPart], tables: Sequence[tuple[Tabl
         for line, uid in zip(source.lines, table["id"], strict=True):
             place = f"{part.path.name}, line {line}"
             if first_seen.setdefault(uid, place) != place:
-                problems.value(
-                    line, "uid", uid, f"already used by {first_seen[uid]}; clip ids must be unique"
-                )
+                problems.value(line, "uid", uid, f"already used by {first_seen[uid]}; clip ids must be unique")
         problems.check()

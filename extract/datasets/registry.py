@@ -145,9 +145,7 @@ def _call(factory, name: str, root: Path | None, media: str, options: dict) -> D
             raise UserError(f"dataset {name} has no option {key!r}; it takes: {', '.join(takes) or 'none'}")
     dataset = factory(data_root=root, media=media, **options)
     if not isinstance(dataset, Dataset):
-        raise UserError(
-            f"dataset factory {name} returned {type(dataset).__name__}, not an extract.datasets.Dataset"
-        )
+        raise UserError(f"dataset factory {name} returned {type(dataset).__name__}, not an extract.datasets.Dataset")
     return dataset
 
 

@@ -230,8 +230,14 @@ def make_scene(start: int, verb: int, noun: int, dials: Dials, rng: np.random.Ge
         tile, ink = (colour(rng, 160, 256), colour(rng, 0, 80))[:: 1 if dark else -1]
         things.append(
             Thing(
-                int(nouns[i]), float(rng.random()), x + 8 * rng.random() - 4, y + 6 * rng.random() - 3,
-                small * (50 + 8 * rng.random()), tile, ink, 0.2 * rng.random() - 0.1,
+                int(nouns[i]),
+                float(rng.random()),
+                x + 8 * rng.random() - 4,
+                y + 6 * rng.random() - 3,
+                small * (50 + 8 * rng.random()),
+                tile,
+                ink,
+                0.2 * rng.random() - 0.1,
             )  # fmt: skip
         )
     length = 1.1 + 0.5 * rng.random()
