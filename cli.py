@@ -38,10 +38,14 @@ class Shard(click.ParamType):
 
 
 def shard_of_slurm() -> str | None:
-    """The share of this task of a Slurm job array, whatever number the array begins with."""
-    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
-    task, first, count = (os.environ.get(name, "") for name in names)
-    return f"{int(task) - int(first or 0)}/{count}" if task.isdigit() and count.isdigit() else None
+    """The share of this task of a Slurm job array, whatever number the array begins with and whatever its step."""
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT")
+    task, first, step, count = (os.environ.get(name, "") for name in names)
+    if not (task.isdigit() and count.isdigit()):
+        return None
+    share = f"{(int(task) - int(first or 0)) // int(step or 1)}/{count}"
+    say(f"share {share} of the units, as a task of a Slurm array (--shard 0/1 computes all)")
+    return share
 
 
 def comma_separated(ctx, param, value):
@@ -126,7 +130,21 @@ def extraction_options(command):
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """A group whose commands end with 130 on Ctrl-C and 75 on SIGTERM, what they wrote being safe."""
+
+    def invoke(self, ctx):
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(REQUEUE))
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("interrupted")
+            sys.exit(INTERRUPTED)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="clipbank")
 def main():
     """Run frozen networks over a dataset's videos once; train light heads from the stores."""
@@ -157,7 +175,7 @@ def extract(as_json, device, decode_workers, **options):
         for report in reports:
             click.echo(report.summary())
     if stop.signal is not None:
-        sys.exit(REQUEUE if stop.signal == signal.SIGTERM else INTERRUPTED)
+        sys.exit(stop.code)
     sys.exit(DONE if all(report.complete for report in reports) else INCOMPLETE)
 
 
@@ -166,14 +184,11 @@ def extract(as_json, device, decode_workers, **options):
 @click.option("--device", default="auto", show_default=True, help="Where one forward pass is timed; none: do not time.")
 def plan(as_json, device, **options):
     """What `extract` would do: stores, rows, units, bytes and time. Nothing is written."""
-    from pipelines import Extraction
-    from pipelines.planning import describe_jobs, plan_extraction
-    from pipelines.timing import seconds_a_row
+    from pipelines import Extraction, plan_extraction
+    from pipelines.estimate import describe_job
 
-    request = Extraction(**options)
-    jobs = plan_extraction(request, headers_only=True, announce=say)
-    facts = describe_jobs(jobs, time_row=None if device == "none" else lambda job: seconds_a_row(job, device))
-    show(facts, as_json)
+    jobs = plan_extraction(Extraction(**options), headers_only=True, announce=say)
+    show([describe_job(job, None if device == "none" else device) for job in jobs], as_json)
 
 
 # ---- heads -------------------------------------------------------------------------------------------------------
@@ -372,12 +387,17 @@ def list_weights(as_json):
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out, seed):
     """The main job on the embedded dataset: make toy kitchen, extract, train SAOA, print the table and the pictures."""
-    from pipelines.demo import run_demo
+    from pipelines.demo import demo_heads, demo_stores
 
     with stopped_by_signals() as stop:
-        finished = run_demo(out, seed=seed, stop=stop.event, say=say, progress=progress_bar)
-    if not finished:
-        sys.exit(REQUEUE if stop.signal == signal.SIGTERM else INTERRUPTED)
+        for report in demo_stores(out, stop=stop.event, announce=say, progress=progress_bar):
+            say(report.summary())
+    if stop.signal is not None:
+        sys.exit(stop.code)
+    table, pictures = demo_heads(out, seed=seed, say=say)
+    click.echo(table)
+    for picture in pictures:
+        click.echo(picture)
 
 
 # ---- printing and stopping ---------------------------------------------------------------------------------------
@@ -419,10 +439,12 @@ def as_lines(facts, indent: str = "") -> list[str]:
 
 
 def progress_bar(title: str, total: int):
-    """Rows done, rate, time left, and what the caller adds (failures so far)."""
+    """Rows done, rate, time left, and what the caller adds (failures so far); in a log, a line now and then."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=title, unit="row", smoothing=0.1, dynamic_ncols=True, mininterval=0.5)
+    unit = "video" if title.startswith("probing") else "row"
+    seconds = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(total=total, desc=title, unit=unit, smoothing=0.1, dynamic_ncols=True, mininterval=seconds)
 
 
 def progress_line(done: int, total: int) -> None:
@@ -436,6 +458,10 @@ class Stop:
     def __init__(self):
         self.event = threading.Event()
         self.signal: int | None = None
+
+    @property
+    def code(self) -> int:
+        return REQUEUE if self.signal == signal.SIGTERM else INTERRUPTED
 
     def __call__(self, number, frame) -> None:
         if self.event.is_set():
@@ -453,7 +479,7 @@ def stopped_by_signals():
     try:
         yield stop
     except KeyboardInterrupt:
-        sys.exit(REQUEUE if stop.signal == signal.SIGTERM else INTERRUPTED)
+        sys.exit(stop.code)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -17,7 +17,6 @@ The larger source and bf16 are reported beside.
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import sys
@@ -77,11 +76,12 @@ def extraction(request) -> float:
 
 
 def decoded_batches(job, store):
-    """The batches that `compute_units` gives the network, decoded in the same way with nothing beside it."""
-    from pipelines.extraction import decode_unit, default_decode_workers
+    """The batches that `compute_rows` gives the network, decoded in the same way with nothing beside it."""
+    from pipelines.batches import decode_unit
+    from pipelines.extraction import decoder_threads, default_decode_workers
     from pipelines.videos import Videos
 
-    videos = Videos(job, store, threads=max(1, (os.cpu_count() or 1) // default_decode_workers("cpu")))
+    videos = Videos(job, store, threads=decoder_threads(default_decode_workers("cpu")))
     todo = np.ones(len(store), bool)
     for unit in store.units:
         yield from decode_unit(job, store, unit, todo, store.manifest.layout.batch_size, videos)

@@ -33,6 +33,7 @@ __all__ = [
     "open_source",
     "probe",
     "quick_probe",
+    "stat_video",
 ]
 
 DECODE_RULE = 1
@@ -94,8 +95,8 @@ class Probe:
 class FrameSource(ABC):
     """An open video. Use it from one thread; it is a context manager.
 
-    Attributes (of the object and of `probe_info`): fps, n_frames, duration_s, width, height; `path`,
-    `kind`, `times`. `duration` is the same as duration_s.
+    Attributes: path, kind, times, fps, n_frames, duration_s, width, height, as in `Probe`; `duration` is the
+    same as duration_s.
     """
 
     path: str
@@ -110,10 +111,6 @@ class FrameSource(ABC):
     @property
     def duration(self) -> float:
         return self.duration_s
-
-    @property
-    def probe_info(self) -> "FrameSource":
-        return self
 
     @abstractmethod
     def at(self, instants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -165,15 +162,14 @@ def probe(path, *, grid_fps: float | None = None, reads: str = "rgb") -> Probe:
     Raises VideoError; UserError when grid_fps is needed and not given.
     """
     kind = _kind(path)
-    before = _stat(path)
+    before = stat_video(path)
     with open_source(path, grid_fps=grid_fps, reads=reads, threads=1) as source:
-        found = source.probe_info
         digest = source.content_hash()
         result = Probe(
-            kind, found.fps, found.n_frames, found.duration_s, found.width, found.height,
-            digest, found.times, source.size_bytes, before.st_mtime_ns,
+            kind, source.fps, source.n_frames, source.duration_s, source.width, source.height,
+            digest, source.times, source.size_bytes, before.st_mtime_ns,
         )  # fmt: skip
-    after = _stat(path)
+    after = stat_video(path)
     if kind != "frames" and (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise VideoError("growing", f"{path}: changed while it was read; it is still being copied")
     return result
@@ -236,8 +232,8 @@ def _kind(path) -> str:
     return "tar" if path.suffix.lower() == ".tar" else "file"
 
 
-def _stat(path) -> os.stat_result:
-    """stat of something readable and not empty, or VideoError saying what is wrong with it."""
+def stat_video(path) -> os.stat_result:
+    """stat of a readable file that is not empty, or of a folder; VideoError (missing, unreadable, empty) if not."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -246,6 +242,8 @@ def _stat(path) -> os.stat_result:
         raise VideoError("unreadable", f"{path}: {e.strerror or e}") from e
     if found.st_size == 0 and not os.path.isdir(path):
         raise VideoError("empty", f"{path}: the file is empty (0 bytes)")
+    if not os.access(path, os.R_OK):
+        raise VideoError("unreadable", f"{path}: permission denied")
     return found
 
 

@@ -80,7 +80,8 @@ class DecordFile(VideoFile):
         if not np.all(apart * self.fps < 0.5):
             raise self._refusal(f"decord's time of frame {int(np.argmax(apart))} differs")
         spread = [round(x) for x in np.linspace(0, self.n_frames - 1, SAMPLES)]
-        keys = [self.index.keys[round(x)] for x in np.linspace(0, len(self.index.keys) - 1, SAMPLES)]
+        keys = self.index.keys  # looked at once: other threads replace the list
+        keys = [keys[round(x)] for x in np.linspace(0, len(keys) - 1, SAMPLES)]
         for k in sorted({*spread, *keys}):  # one at a time, so that each is reached by a seek
             (_, mine), (_, theirs) = *super().read([k]), *self.read([k])
             for frame in (mine, theirs):

@@ -11,6 +11,7 @@ A tar is read in place by the offsets of its members; links, folders and names t
 passed over. Images go through FFmpeg's decoders and the same swscale conversion as video files.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from extract.decode import TOLERANCE_S, FrameError, FrameSource, VideoError, _stat, growing_or, hash_file
+from extract.decode import TOLERANCE_S, FrameError, FrameSource, VideoError, growing_or, hash_file, stat_video
 from extract.pixels import Converter, Orientation, orientation
 from extract.transforms import Resize, plan_resize
 
@@ -42,7 +43,7 @@ class FrameFolder(FrameSource):
 
     def __init__(self, path, kind: str, grid_fps: float, reads: str):
         self.path, self.kind, self._grid_fps = os.fspath(path), kind, grid_fps
-        _stat(path)
+        stat_video(path)
         entries = _tar_entries(self.path) if kind == "tar" else _folder_entries(self.path, reads)
         self._stride = FLOW_STRIDE if reads == "flow" else 1
         self._parts = [_numbered(entries, folder) for folder in (("u", "v") if reads == "flow" else (None,))]
@@ -60,13 +61,21 @@ class FrameFolder(FrameSource):
         self._convert = Converter(turn)
 
     def content_hash(self) -> str:
-        return hash_file(self.path) if self.kind == "tar" else content_hash(self.path, self._parts)
+        return hash_file(self.path) if self.kind == "tar" else content_hash(self.path, self._parts, self._sizes)
 
     @property
     def size_bytes(self) -> int:
         if self.kind == "tar":
             return os.path.getsize(self.path)
-        return sum(os.path.getsize(Path(self.path, e[0])) for part in self._parts for e in part.values())
+        return sum(self._sizes.values())
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, int]:
+        """name -> bytes of a folder's frames: one look at each file, which a network disk makes dear."""
+        try:
+            return {e[0]: os.stat(os.path.join(self.path, e[0])).st_size for p in self._parts for e in p.values()}
+        except OSError as e:
+            raise VideoError("unreadable", f"{self.path}: {e.filename}: {e.strerror or e}") from e
 
     def close(self):
         if self._file:
@@ -141,7 +150,7 @@ class FrameFolder(FrameSource):
         return self._decoders[name]
 
 
-def content_hash(path, parts: list[dict[int, _Entry]]) -> str:
+def content_hash(path, parts: list[dict[int, _Entry]], sizes: dict[str, int]) -> str:
     """ "sha256:..." of a folder: every name and size in order of number, and the bytes of 16 files.
 
     The files are spread evenly from the first to the last, of each flow component. Reading all would
@@ -151,7 +160,7 @@ def content_hash(path, parts: list[dict[int, _Entry]]) -> str:
     for part in parts:
         entries = [part[n] for n in sorted(part)]
         for name, _, _ in entries:
-            line = f"{name} {os.path.getsize(Path(path, name))}\n"
+            line = f"{name} {sizes[name]}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         for i in sorted({round(x) for x in np.linspace(0, len(entries) - 1, HASHED_FILES)}):
             try:

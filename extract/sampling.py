@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from errors import UserError
+from extract.decode import TOLERANCE_S
 
 __all__ = [
     "OBJECT_WINDOWS",
@@ -149,13 +150,16 @@ def _grid_instants(start, stop, fps: float, known: np.ndarray) -> tuple[np.ndarr
 def frame_rows(durations: np.ndarray, sampling: GridSampling) -> Table:
     """Rows of the frame axis: one at every k/fps before the end of each video, in (video, time) order.
 
+    An instant less than the decoder's tolerance before the end has no frame (`FrameSource.at`), and no row.
+
     Args:
         durations: length of every video in seconds (n_videos,), NaN where it is not known: no rows.
         sampling: the grid.
     """
     durations = np.asarray(durations, dtype=np.float64)
     known = np.isfinite(durations) & (durations > 0)
-    counts = np.ceil(np.where(known, durations, 0) * sampling.fps - _EPSILON).astype(np.int64)
+    ends = np.where(known, durations - TOLERANCE_S, 0)
+    counts = np.maximum(np.ceil(ends * sampling.fps - _EPSILON), 0).astype(np.int64)
     video = np.repeat(np.arange(len(durations)), counts)
     k = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     times = k / sampling.fps

@@ -17,7 +17,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from extract.decode import TOLERANCE_S, FrameError, FrameSource, VideoError, _stat, growing_or, hash_file
+from extract.decode import TOLERANCE_S, FrameError, FrameSource, VideoError, growing_or, hash_file, stat_video
 from extract.pixels import UPRIGHT, Converter, Orientation, orientation
 from extract.transforms import Resize, plan_resize
 
@@ -39,7 +39,8 @@ class FrameIndex:
     order      int64: position in decoding order
     needs      int64: the last frame, in output order, of those decoded before this one
     lost       bool: cannot be decoded; learned while reading, shared by all readers of the process
-    keys       frames that decoding can start at, ascending (replaced, never changed in place)
+    keys       frames that decoding can start at, ascending, 0 first (other threads replace the list by a
+               shorter one: look at it once, and hand on frames, not places in it)
     targets    {frame of keys: the timestamps to seek to, pts before dts}
     """
 
@@ -77,6 +78,11 @@ class FrameIndex:
         at = int(np.searchsorted(ids, ident))
         return int(by_id[at]) if at < len(ids) and ids[at] == ident else -1
 
+    def key_before(self, frame: int, steps: int = 1) -> int:
+        """The last frame before `frame` that decoding can start at, or one `steps` - 1 keys earlier; at least 0."""
+        keys = self.keys
+        return keys[max(0, bisect.bisect_left(keys, frame) - steps)]
+
     def next_key(self, frame: int) -> int:
         """The first frame from which decoding no longer depends on `frame`."""
         keys = self.keys
@@ -91,7 +97,8 @@ class FrameIndex:
 
     def damage(self, frame: int) -> None:
         """`frame` is damaged, and with it all that may be predicted from it."""
-        self.lost[: self.next_key(frame)] |= self.order[: self.next_key(frame)] >= self.order[frame]
+        end = self.next_key(frame)
+        self.lost[:end] |= self.order[:end] >= self.order[frame]
 
 
 # --- the index -------------------------------------------------------------------------------------------
@@ -102,7 +109,7 @@ _lock = threading.Lock()
 
 def frame_index(path) -> FrameIndex:
     """The index of a file, from a small cache by path, size and mtime. Raises VideoError."""
-    stat = _stat(path)
+    stat = stat_video(path)
     key = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
     with _lock:
         if key in _indices:
@@ -252,7 +259,7 @@ def _rising(values) -> bool:
 
 def _open(path):
     """Open a container by PyAV, or VideoError with the reason."""
-    _stat(path)
+    stat_video(path)
     try:
         # "file:" keeps FFmpeg from reading a name such as "concat:..." as a protocol
         return av.open("file:" + os.fspath(path), metadata_errors="replace")
@@ -443,7 +450,7 @@ class VideoFile(FrameSource):
         self.fps, self.n_frames, self.duration_s = index.fps, len(index.ids), index.duration_s
         self.width, self.height = index.width, index.height
         self.times = "counted" if index.counted else "container"
-        self.size_bytes = _stat(path).st_size
+        self.size_bytes = stat_video(path).st_size
         self._threads = _threads(threads)
         self._convert = Converter(index.turn)
         self._decoder: _Decoder | None = None
@@ -476,7 +483,7 @@ class VideoFile(FrameSource):
         if index.lost[k]:
             return self._damaged(k)
         if not self._decoder or not self._reaches(k):
-            self._start(k, bisect.bisect_right(index.keys, k) - 1)
+            self._start(k, index.key_before(k + 1))
         tried = []
         while True:
             self._advance(k)
@@ -484,34 +491,31 @@ class VideoFile(FrameSource):
             if not doubts and k in self._kept:
                 self._strike(tried)
                 return self._kept[k]
-            passed = bisect.bisect_right(index.keys, k) - bisect.bisect_right(index.keys, self._began)
+            keys = index.keys
+            passed = bisect.bisect_right(keys, k) - bisect.bisect_right(keys, self._began)
             if self._began == 0 or (passed >= 2 and self._decoder.errors):
                 for e in doubts or [k]:
                     index.damage(e)
                 return self._damaged(k)
             # Perhaps decoding cannot start at that keyframe after all: take one from further back.
             tried.append(self._began)
-            self._start(k, bisect.bisect_left(index.keys, self._began) - max(1, 2 * passed))
+            self._start(k, index.key_before(self._began, max(1, 2 * passed)))
 
     def _reaches(self, k: int) -> bool:
         """Whether to decode on to frame k rather than seek."""
         if k < self._began or (k <= self._passed and k not in self._kept):
             return False
-        key = self.index.keys[bisect.bisect_right(self.index.keys, k) - 1]
-        return key - self._passed <= SEEK_GAIN
+        return self.index.key_before(k + 1) - self._passed <= SEEK_GAIN
 
-    def _start(self, k: int, i: int) -> None:
-        """Begin a run at keyframe number i, or an earlier one where the seek lands."""
+    def _start(self, k: int, key: int) -> None:
+        """Begin a run at frame `key`, one that decoding can start at, or at an earlier one where the seek lands."""
         index = self.index
         self._kept, self._doubts, began = {}, [], -1
-        if self._decoder and i > 0:
-            key = index.keys[i]
+        if key > 0:
+            self._decoder = self._decoder or _Decoder(self.path, self._threads, index.by_packet)
             own = () if index.by_packet else (int(index.ids[k]),)
             targets = own + index.targets[key]
             began = self._decoder.seek(targets, lambda packet: self._landing(packet, key))
-        elif i > 0:
-            self._decoder = _Decoder(self.path, self._threads, index.by_packet)
-            return self._start(k, i)
         if began < 0:
             self.close()
             self._decoder = _Decoder(self.path, self._threads, index.by_packet)

@@ -179,6 +179,10 @@ def pick_device(device: str | None) -> str:
 
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: not one of cpu, cuda, cuda:1 ...") from error
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
     return device

@@ -10,12 +10,12 @@ import numpy as np
 
 from errors import UserError
 from extract.datasets import Dataset, load_dataset
-from extract.decode import open_source
+from extract.decode import VideoError, open_source
 from extract.networks import create_network
 from extract.sampling import ClipSampling, GridSampling, instants
 from extract.transforms import Resize
 from pipelines.frames import DecodedRow, decode_rows
-from stores import OK, Store, open_store
+from stores import OK, STATUS_NAMES, Store, open_store
 
 __all__ = ["inspect_clip"]
 
@@ -24,7 +24,6 @@ __all__ = ["inspect_clip"]
 TOLERANCE = {"fp32": 5e-3, "fp16": 2e-2, "bf16": 5e-2}
 THUMBNAIL = 168  # pixels of a frame's longer side in the sheet
 COLUMNS = 8
-STATUS = ("pending", "ok", "failed", "absent")
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Seen:
     times: np.ndarray  # float64 (T,): the instants asked for
     width: int  # of the source
     height: int
+    changed: bool  # the file is not the one that the store's rows came from
 
 
 def inspect_clip(
@@ -112,9 +112,16 @@ def look(store: Store, dataset: Dataset, row: int) -> Seen:
     reads = "flow" if store.manifest.spec["reads"] == "flow" else "rgb"
     times = instants({"start_s": store.rows["start_s"][[row]]}, sampling_of(store))
     decoder = store.manifest.recipe["decoder"]["family"]
-    with open_source(path, decoder=decoder, grid_fps=dataset.grid_fps, reads=reads) as source:
-        decoded = next(decode_rows(source, np.array([row]), times, Resize(**store.manifest.spec["resize"])))
-        return Seen(decoded, times[0], source.width, source.height)
+    try:
+        with open_source(path, decoder=decoder, grid_fps=dataset.grid_fps, reads=reads) as source:
+            resize = Resize(**store.manifest.spec["resize"])
+            decoded = next(decode_rows(source, np.array([row]), times, resize))
+            known = store.probe(name)
+            changed = known is not None and (known["n_frames"], known["width"]) != (source.n_frames, source.width)
+            return Seen(decoded, times[0], source.width, source.height, changed)
+    except VideoError as error:
+        failure = (error.reason, str(error))
+        return Seen(DecodedRow(row, None, np.empty(0, np.int64), failure=failure), times[0], 0, 0, False)
 
 
 def sampling_of(store: Store) -> ClipSampling | GridSampling:
@@ -136,12 +143,14 @@ def describe(store: Store, row: int, seen: Seen) -> dict:
         "draw": int(rows["draw"][row]),
         "window_s": [float(rows["start_s"][row]), float(rows["stop_s"][row])],
         "frames": [int(seen.decoded.indices[0]), int(seen.decoded.indices[-1])] if len(seen.decoded.indices) else [],
-        "status": STATUS[status],
+        "status": STATUS_NAMES[status],
     }
     if clip >= 0:
         facts["clip"] = str(store.clips["id"][clip])
         facts["annotated_s"] = [float(store.clips["start_s"][clip]), float(store.clips["stop_s"][clip])]
         facts |= labels_of(store, clip)
+    if seen.changed:
+        facts["warning"] = "the video is not the file that this row was computed from: these are other frames"
     if seen.decoded.failure:
         facts["failure"] = ": ".join(seen.decoded.failure)
     if status == OK:
@@ -174,6 +183,8 @@ def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
         raise UserError(f"row {row} of {store.path} holds no value to compare with")
     if seen.decoded.frames is None:
         raise UserError(f"row {row} of {store.path} cannot be decoded any more: {seen.decoded.failure}")
+    if seen.changed:
+        raise UserError(f"the video of row {row} is not the file that it was computed from: nothing to compare with")
     spec = store.manifest.spec
     made = spec["created_with"]
     origin = spec["weights_origin"]

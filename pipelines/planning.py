@@ -7,7 +7,8 @@ A job is everything decided before the first frame is read; `pipelines.extractio
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 from errors import UserError
 from extract.datasets import Dataset, load_dataset, missing_videos, select_split
 from extract.decode import DECODE_RULE, DECODERS, VideoError, quick_probe
-from extract.networks import NetworkSpec, network_spec
+from extract.networks import NetworkSpec, list_networks, network_spec
+from extract.networks.registry import ALIASES
 from extract.sampling import ClipSampling, GridSampling, clip_rows, frame_rows, preset_for
 from extract.sampling import instants as instants_of
 from extract.transforms import Resize, geometry
@@ -146,12 +148,13 @@ class Job:
     boxes: GivenBoxes | None
     durations: np.ndarray  # seconds a video, NaN where unknown (only grid axes and open-ended clips ask)
     missing: list[str]  # videos that are not on disk
+    videos_without_rows: dict[str, str]  # frame axis: video -> why its length is not known, so it has no rows
 
     @property
     def path(self) -> Path:
         return self.request.feature_roots[0] / self.dataset.name / f"{self.name}.zarr"
 
-    @property
+    @cached_property
     def probe_cache(self) -> ProbeCache:
         return ProbeCache(self.path.parent / ".probes")
 
@@ -275,123 +278,144 @@ def plan_extraction(
     headers_only: bool = False,
     announce: Callable[[str], None] = lambda line: None,
     progress: Callable[[str, int], object] | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Job]:
     """The stores that a request makes, the one it names first.
 
     headers_only: durations come from headers (`plan`: fast, and nothing is written); otherwise videos whose
-    duration matters are probed in full, which is cached. Raises `UserError` for anything that cannot work.
+    duration matters are probed in full, which is cached. Raises `UserError` for anything that cannot work,
+    KeyboardInterrupt if `stop` is set while videos are probed.
     """
-    main = network_spec(request.backbone or request.detector, **_layer_option(request))
-    media = "flow" if main.reads == "flow" else "rgb"
-    dataset = load_dataset(request.dataset, data_root=request.data, videos=request.videos, media=media)
-    select_split(dataset.clips, request.split)  # refuses one that is not there
-    missing = missing_videos(dataset)
-    if missing and request.missing == "error":
-        raise UserError(_missing_message(dataset, missing, media))
-    if len(missing) == len(dataset.videos["name"]):
-        raise UserError(_missing_message(dataset, missing, media))
-    jobs = [
-        _job(
-            request,
-            dataset,
-            missing,
-            request.backbone or request.detector,
-            request.boxes,
-            first=True,
-            headers_only=headers_only,
-            progress=progress,
-        )
-    ]
-    extra = _other_store(request, dataset, jobs[0])
-    if extra is not None:
-        network, boxes = extra
-        objects = dataset if media == "rgb" else load_dataset(request.dataset, data_root=request.data)
-        gone = missing_videos(objects)
-        jobs.append(
-            _job(request, objects, gone, network, boxes, first=False, headers_only=headers_only, progress=progress)
-        )
-    for job in jobs:
+    named = request.backbone or request.detector
+    main = network_spec(named, **_options(request, request.boxes))
+    wanted = [(named, request.boxes, _load(request, main))]
+    select_split(wanted[0][2].clips, request.split)  # refuses one that is not there
+    other = _other_store(request, wanted[0][2], main)
+    if other is not None:
+        spec = network_spec(other[0])
+        wanted.append((*other, wanted[0][2] if main.reads != "flow" else _load(request, spec)))
+    weights = _weights(request, [main.name, *(network_spec(network).name for network, *_ in wanted[1:])])
+
+    jobs = []
+    for (network, boxes, dataset), own_weights in zip(wanted, weights, strict=True):
+        job = _job(request, dataset, network, boxes, own_weights, first=not jobs)
+        if job.sampling.axis == "frame" or np.isnan(dataset.clips["stop_s"]).any():
+            _find_durations(job, headers_only, progress, stop or threading.Event())
         announce(
             f"{job.path}: {len(job.rows['video']):,} rows in {job.n_units:,} units,"
             f" {readable_bytes(job.bytes)} before compression"
         )
-    if missing:
-        announce(f"{len(missing)} of {len(dataset.videos['name'])} videos are not on disk; their rows wait")
+        if job.missing:
+            announce(
+                f"  {len(job.missing)} of {len(dataset.videos['name'])} videos are not on disk: {some_of(job.missing)}"
+            )
+        jobs.append(job)
     return jobs
 
 
-def _layer_option(request: Extraction) -> dict:
-    return {"layer": request.layer} if request.layer else {}
+def _load(request: Extraction, spec: NetworkSpec) -> Dataset:
+    """The dataset with the media that a network reads. Refuses missing videos, unless they are to be skipped."""
+    media = "flow" if spec.reads == "flow" else "rgb"
+    dataset = load_dataset(request.dataset, data_root=request.data, videos=request.videos, media=media)
+    missing, total = missing_videos(dataset), len(dataset.videos["name"])
+    folders = {"rgb": "videos/ and rgb_frames/", "flow": "flow_frames/<video>/{u,v}/"}[media]
+    if len(missing) == total and media == "flow":
+        raise UserError(
+            f"dataset {dataset.name}: no flow frames under {dataset.root} (looked in {folders}): put the published flow"
+            " there; this version does not compute flow from the videos"
+        )
+    if missing and (request.missing == "error" or len(missing) == total):
+        raise UserError(
+            f"dataset {dataset.name}: {len(missing)} of {total} videos are not on disk under {dataset.root} (looked in"
+            f" {folders}): {some_of(missing)}. Put them there"
+            + (", or go on without them: --missing skip" if len(missing) < total else "")
+        )
+    return dataset
 
 
-def _job(request, dataset, missing, network, boxes, *, first, headers_only, progress) -> Job:
-    options = _layer_option(request) if first else {}
+def _options(request: Extraction, boxes: str | None) -> dict:
+    """What the command line says to the network that it names."""
+    options = {"layer": request.layer, "roi_feature": request.roi_feature, "boxes": True if boxes else None}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _job(
+    request: Extraction, dataset: Dataset, network: str, boxes: str | None, weights: str | None, first: bool
+) -> Job:
+    options = _options(request, boxes) if first else ({"boxes": True} if boxes else {})
+    chosen = preset_for(dataset.family, network_spec(network, **options))
+    clip_axis = isinstance(chosen.sampling, ClipSampling)
+    if dict(chosen.resize) != dict(network_spec(network, **options).resize):
+        options["resize"] = dict(chosen.resize)
+    if clip_axis:
+        options |= {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps}
+    elif first and request.draws:
+        raise UserError(f"--draws {request.draws}: {network} looks at single frames of whole videos, not at clips")
+    spec = network_spec(network, **options)
     given = None
     if boxes is not None:
-        options["boxes"] = True
-    if first and request.roi_feature:
-        options["roi_feature"] = request.roi_feature
-    spec = network_spec(network, **options)
-    chosen = preset_for(dataset.family, spec)
-    if dict(chosen.resize) != dict(spec.resize):
-        options["resize"] = dict(chosen.resize)
-    if isinstance(chosen.sampling, ClipSampling):
-        options |= {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps}
-    spec = network_spec(network, **options)
-    if boxes is not None:
         given = dataset_boxes(dataset) if boxes == "dataset" else read_boxes(Path(boxes), dataset)
-    draws = 0
-    if isinstance(chosen.sampling, ClipSampling):
-        draws = request.draws if request.draws is not None else DEFAULT_DRAWS
-    name = (request.name if first else None) or spec.name.rpartition(":")[2] + ("_boxes" if given else "")
-    job = Job(
+    return Job(
         request=request,
-        name=name,
+        name=(request.name if first else None) or spec.name.rpartition(":")[2] + ("_boxes" if given else ""),
         network=network,
         options=options,
-        weights=_weights_of(request, spec.name, first),
+        weights=weights,
         spec=spec,
         keep=_keep(request, spec, first),
         dataset=dataset,
         sampling=chosen.sampling,
-        draws=draws,
+        draws=(DEFAULT_DRAWS if request.draws is None else request.draws) if clip_axis else 0,
         boxes=given,
         durations=np.full(len(dataset.videos["name"]), np.nan),
-        missing=missing,
+        missing=missing_videos(dataset),
+        videos_without_rows={},
     )
-    if isinstance(chosen.sampling, GridSampling) or np.isnan(dataset.clips["stop_s"]).any():
-        job.durations[:] = _durations(job, headers_only, progress)
-    return job
 
 
-def _durations(job: Job, headers_only: bool, progress) -> np.ndarray:
-    """Length of every video in seconds, NaN for those that are not there or cannot be read."""
-    paths = {i: path for i in range(len(job.dataset.videos["name"])) if (path := job.dataset.video_path(i)) is not None}
-    found = np.full(len(job.dataset.videos["name"]), np.nan)
+def _find_durations(job: Job, headers_only: bool, progress, stop: threading.Event) -> None:
+    """Fill in the length of every video, and why it is not known: missing, or cannot be read."""
+    names = job.dataset.videos["name"]
+    paths = {i: path for i in range(len(names)) if (path := job.dataset.video_path(i)) is not None}
     if headers_only:
-        for i, path in paths.items():
-            try:
-                found[i] = quick_probe(path, grid_fps=job.grid_fps, reads=job.reads)[1] or np.nan
-            except VideoError:
-                continue  # listed, with its reason, when it is extracted
-        return found
-    bar = progress(f"probing {job.dataset.name}", len(paths)) if progress else None
-    results = job.probe_cache.get_many(
-        list(paths.values()),
-        grid_fps=job.grid_fps,
-        reads=job.reads,
-        progress=(lambda *_: bar.update(1)) if bar else None,
-    )
-    if bar is not None:
-        bar.close()
-    for i, result in zip(paths, results, strict=True):
+        found = [_header_duration(job, path) for path in paths.values()]
+    else:
+        bar = progress(f"probing {job.dataset.name}", len(paths)) if progress else None
+        found = job.probe_cache.get_many(
+            list(paths.values()),
+            grid_fps=job.grid_fps,
+            reads=job.reads,
+            progress=(lambda *_: bar.update(1)) if bar else None,
+            stop=stop,
+        )
+        if bar is not None:
+            bar.close()
+        if stop.is_set():
+            raise KeyboardInterrupt
+        found = [one if isinstance(one, VideoError) else one.duration_s for one in found]
+    wanted = set(job.dataset.clips["video"][select_split(job.dataset.clips, job.request.split)].tolist())
+    for i, result in zip(paths, found, strict=True):
         if not isinstance(result, VideoError):
-            found[i] = result.duration_s
-    return found
+            job.durations[i] = result
+        elif i in wanted:
+            job.videos_without_rows[names[i]] = str(result)
+    for i in wanted - set(paths):
+        job.videos_without_rows[names[i]] = "not on disk"
+
+
+def _header_duration(job: Job, path: Path) -> float | VideoError:
+    try:
+        return quick_probe(path, grid_fps=job.grid_fps, reads=job.reads)[1] or np.nan
+    except VideoError as error:
+        return error
 
 
 def _keep(request: Extraction, spec: NetworkSpec, first: bool) -> tuple[str, ...]:
     if spec.kind != "backbone":
+        if first and request.keep:
+            raise UserError(
+                f"--keep {','.join(request.keep)}: {spec.name} stores its boxes and their features, all of them"
+            )
         return tuple(spec.outputs)
     asked = request.keep if first and request.keep else KEEP_FOR_HEAD.get(request.for_head or "", DEFAULT_KEEP)
     unknown = [name for name in asked if name not in spec.outputs]
@@ -402,24 +426,30 @@ def _keep(request: Extraction, spec: NetworkSpec, first: bool) -> tuple[str, ...
     return tuple(name for name in spec.outputs if name in asked)
 
 
-def _weights_of(request: Extraction, network: str, first: bool) -> str | None:
-    """What --weights says of this network: NETWORK=VALUE, a bare random:SEED for all, a bare path for the one named."""
-    chosen = None
+def _weights(request: Extraction, networks: list[str]) -> list[str | None]:
+    """What --weights says of each network of this run: NETWORK=VALUE, random:SEED for all, a path for the first."""
+    chosen: dict[str, str] = {}
+    named: dict[str, str] = {}
     for value in request.weights:
-        name, equals, path = value.partition("=")
-        if equals and name == network:
-            return path
-        if not equals and (first or value.startswith("random:")):
-            chosen = value
-    return chosen
+        left, equals, right = value.partition("=")
+        network = ALIASES.get(left, left)
+        if equals and network in networks:
+            named[network] = right
+        elif equals and network in list_networks(hidden=True):
+            raise UserError(f"--weights {value}: {left} does not run here, only {', '.join(networks)}")
+        elif value.startswith("random:"):
+            chosen |= {name: value for name in networks if name not in chosen}
+        else:
+            chosen[networks[0]] = value
+    chosen |= named
+    return [chosen.get(network) for network in networks]
 
 
-def _other_store(request: Extraction, dataset: Dataset, main: Job) -> tuple[str, str | None] | None:
+def _other_store(request: Extraction, dataset: Dataset, main: NetworkSpec) -> tuple[str, str | None] | None:
     """The store beside the clip network's that SAOA reads: (network, boxes), or None."""
-    if request.only or request.backbone is None or main.sampling.axis != "clip":
+    if request.only or request.backbone is None or request.boxes or main.reads.endswith("_frame"):
         return None
-    implied = request.for_head is None and {"verb", "noun"} <= set(dataset.clips) and not request.boxes
-    if not (implied or request.for_head == "saoa"):
+    if not (request.for_head == "saoa" or (request.for_head is None and {"verb", "noun"} <= set(dataset.clips))):
         return None
     network = dataset.saoa.get("objects", "faster_rcnn_r50_fpn")
     if network_spec(network).kind == "detector":
@@ -431,43 +461,6 @@ def _other_store(request: Extraction, dataset: Dataset, main: Job) -> tuple[str,
     return network, "dataset"
 
 
-def _missing_message(dataset: Dataset, missing: list[str], media: str) -> str:
-    shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-    folders = " or ".join({"rgb": ("videos/", "rgb_frames/"), "flow": ("flow_frames/",)}[media])
-    if len(missing) == len(dataset.videos["name"]) and media == "flow":
-        return (
-            f"dataset {dataset.name}: no flow frames under {dataset.root} (looked in {folders}<video>/u and v):"
-            " put the published flow there; computing flow from the videos is not part of this version"
-        )
-    return (
-        f"dataset {dataset.name}: {len(missing)} of {len(dataset.videos['name'])} videos are not on disk under"
-        f" {dataset.root} (looked in {folders}): {shown}. Put them there, or go on without them: --missing skip"
-    )
-
-
-def describe_jobs(jobs: list[Job], time_row: Callable[[Job], float | None] | None = None) -> list[dict]:
-    """What each job would make: rows, units, bytes, hours, as plain facts for printing."""
-    facts = []
-    for job in jobs:
-        n = len(job.rows["video"])
-        seconds = time_row(job) if time_row else None
-        wanted = int(job.wanted.sum() if job.request.limit is None else min(job.request.limit, job.wanted.sum()))
-        facts.append(
-            {
-                "store": str(job.path),
-                "network": job.spec.name,
-                "axis": job.sampling.axis,
-                "rows": n,
-                "rows_now": wanted,
-                "units": job.n_units,
-                "unit_rows": job.layout.unit_rows,
-                "arrays": {name: [*array.row_shape, array.dtype] for name, array in job.arrays.items()},
-                "size": readable_bytes(job.bytes),
-                "bytes": job.bytes,
-                "videos": len(job.dataset.videos["name"]),
-                "videos_missing": len(job.missing),
-                "seconds_a_row": seconds,
-                "network_hours": None if seconds is None else round(seconds * wanted / 3600, 3),
-            }
-        )
-    return facts
+def some_of(names: Sequence[str]) -> str:
+    """The first ten, and how many more."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

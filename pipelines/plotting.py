@@ -9,7 +9,7 @@ import numpy as np
 
 from errors import UserError
 from extract.datasets import load_dataset
-from extract.decode import FrameError, open_source
+from extract.decode import FrameError, VideoError, open_source
 from heads import get_head
 from pipelines.pictures import attention_pictures, training_curve
 from pipelines.run_folder import open_run
@@ -49,7 +49,10 @@ def frames_of(dataset):
             raise UserError(
                 f"video {video!r} is not on disk under {dataset.root}: give --data, or --dataset and --videos"
             )
-        return open_source(path, grid_fps=dataset.grid_fps)
+        try:
+            return open_source(path, grid_fps=dataset.grid_fps)
+        except VideoError as error:
+            raise UserError(str(error)) from error
 
     def frame_at(video: str, time_s: float) -> np.ndarray:
         source = source_of(video)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from extract.decode import Probe, VideoError, probe
+from extract.decode import Probe, VideoError, probe, stat_video
 from stores import write_durable
-
-FOLDER = ".probes"
 
 
 class ProbeCache:
@@ -24,39 +23,49 @@ class ProbeCache:
 
     def __init__(self, root: Path):
         self.root = Path(root)
+        self._here: dict[tuple, Probe] = {}  # of this process: folders are listed once, not at every look
 
     def get(self, path: Path, *, grid_fps: float | None = None, reads: str = "rgb") -> Probe:
         """The probe of a video; raises `extract.decode.VideoError`."""
-        key = hashlib.sha256(repr((str(Path(path).resolve()), grid_fps, reads)).encode()).hexdigest()[:32]
-        entry = self.root / f"{key}.json"
-        known = _read(entry)
-        if known is not None and _unchanged(known, path):
-            return known
-        found = probe(path, grid_fps=grid_fps, reads=reads)
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_durable(entry, json.dumps(found.to_json(), sort_keys=True).encode())
+        key = (str(Path(path).resolve()), grid_fps, reads)
+        entry = self.root / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.json"
+        stat = stat_video(path)
+        if key in self._here and (self._here[key].kind == "frames" or _same_file(self._here[key], stat)):
+            return self._here[key]
+        found = _read(entry)
+        if found is None or found.kind == "frames" or not _same_file(found, stat):
+            found = probe(path, grid_fps=grid_fps, reads=reads)
+            write_durable(entry, json.dumps(found.to_json(), sort_keys=True).encode())
+        self._here[key] = found
         return found
 
     def get_many(
         self,
         paths: Sequence[Path],
         *,
-        grid_fps=None,
-        reads="rgb",
-        workers: int | None = None,
+        grid_fps: float | None = None,
+        reads: str = "rgb",
         progress: Callable[[int, int], None] | None = None,
+        stop: threading.Event | None = None,
     ) -> list[Probe | VideoError]:
-        """Probes of many videos in parallel, in their order; a video that cannot be read gives its error."""
+        """Probes of many videos in parallel, in their order; a video that cannot be read gives its error.
 
-        def one(path: Path) -> Probe | VideoError:
+        stop: when set, no further video is begun, and the list ends early.
+        """
+
+        def one(path: Path) -> Probe | VideoError | None:
+            if stop is not None and stop.is_set():
+                return None
             try:
                 return self.get(path, grid_fps=grid_fps, reads=reads)
             except VideoError as error:
                 return error
 
         results = []
-        with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for found in pool.map(one, paths):
+                if found is None:
+                    break
                 results.append(found)
                 if progress is not None:
                     progress(len(results), len(paths))
@@ -66,13 +75,10 @@ class ProbeCache:
 def _read(entry: Path) -> Probe | None:
     try:
         return Probe.from_json(json.loads(entry.read_bytes()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):  # an older layout of the cache: probe again
+    except (OSError, ValueError, KeyError, TypeError):  # not there, not to be read, of an older layout: probe again
         return None
 
 
-def _unchanged(known: Probe, path: Path) -> bool:
+def _same_file(known: Probe, stat: os.stat_result) -> bool:
     """A folder's own size and time say little of its files, so folders are probed anew by each process."""
-    stat = os.stat(path)
-    return known.kind != "frames" and (known.size_bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    return (known.size_bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns)

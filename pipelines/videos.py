@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from extract.decode import FrameSource, VideoError, open_source
+import numpy as np
+
+from extract.decode import FrameSource, VideoError, open_source, stat_video
 from pipelines.planning import Job
 from stores import OK, Store
 
@@ -70,3 +72,32 @@ class Videos:
             geometry = self.job.geometry(found.width, found.height)
             self.store.write_probe(name, {**found.to_json(), "geometry": geometry}, replace=known is not None)
             return True
+
+
+def changed_videos(job: Job, store: Store) -> list[str]:
+    """Videos on disk that are no longer the files their computed rows came from, by size, time, then content.
+
+    Frame folders are compared when one of their units is computed: only listing them all would tell.
+    """
+    changed = []
+    computed = np.unique(store.rows["video"][store.ok])
+    paths = {name: job.dataset.video_path(i) for i, name in enumerate(job.dataset.videos["name"])}
+    for video in computed.tolist():
+        name = store.videos["name"][video]
+        path, known = paths.get(name), store.probe(video)
+        if path is None or known is None or known["kind"] == "frames":
+            continue
+        try:
+            stat = stat_video(path)
+            same = (known["size_bytes"], known["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
+            if (
+                same
+                or job.probe_cache.get(path, grid_fps=job.grid_fps, reads=job.reads).content_hash
+                == known["content_hash"]
+            ):
+                continue
+        except VideoError as error:
+            if error.reason in WAITING:
+                continue
+        changed.append(name)
+    return changed

@@ -18,9 +18,9 @@ _EXPORTS = {
         "recipe_hash",
         "write_durable",
     ),
-    "plan": ("Unit", "pending_units", "plan_layout", "shard_units", "store_bytes", "units"),
+    "plan": ("Unit", "plan_layout", "shard_units", "store_bytes", "units"),
     "zarr_store": ("DamagedRow", "DamagedShard", "StoreSealed"),
-    "reader": ("RowNotReady", "Store", "create_store", "open_store"),
+    "reader": ("STATUS_NAMES", "RowNotReady", "Store", "create_store", "open_store"),
     "maintain": ("Finding", "info", "verify"),
     "clip_dataset": ("ClipDataset",),
 }

@@ -233,7 +233,10 @@ def _check_probes(store: Store) -> list[Finding]:
 
 
 def _check_names(store: Store) -> list[Finding]:
-    """Files that the format does not know, and temporaries of runs that were killed."""
+    """Files that the format does not know, and temporaries of runs that were killed.
+
+    Unknown dot-files are no error: file systems and desktops put them anywhere (.nfs0000..., .DS_Store).
+    """
     found = []
     known = _known_names(store)
     for name in files_of(store.path):
@@ -241,6 +244,8 @@ def _check_names(store: Store) -> list[Finding]:
         if any(map(is_temporary, name.split("/"))):
             what, remedy = "left by a killed run", "extract removes it when it seals the store"
             found.append(Finding("note", name, what, remedy))
+        elif name not in known and is_hidden(name):
+            found.append(Finding("note", name, "does not belong to a store", "harmless: it is passed over"))
         elif name not in known and top not in ("provenance", "sealed"):
             found.append(Finding("error", name, "does not belong to a store", "move it away"))
     for folder in _beside(store.path):
@@ -273,15 +278,14 @@ def files_of(path: Path) -> list[str]:
     )
 
 
-def versioned_files(path: Path) -> list[str]:
-    """The files that a seal fixes: all but the root, provenance, seals and temporaries."""
-    return [
-        name
-        for name in files_of(path)
-        if name != "zarr.json"
-        and name.partition("/")[0] not in ("provenance", "sealed")
-        and not any(map(is_temporary, name.split("/")))
-    ]
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it is in, has a name with a dot in front."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def versioned_files(store: Store) -> list[str]:
+    """The files that a seal fixes: all that the format knows, but for the root. Provenance and seals are no part."""
+    return sorted((_known_names(store) - {"zarr.json"}).intersection(files_of(store.path)))
 
 
 def sweep(path: Path) -> None:
@@ -332,8 +336,8 @@ def _check_seal(store: Store) -> list[Finding]:
             read_plain(column.parent)
         except DamagedStore as error:
             found.append(Finding("error", f"{name}/videos/{column.parent.name}", error.message, remedy))
-    there = set(versioned_files(store.path))
-    strays, lost = sorted(there - set(digests)), sorted(set(digests) - there)
+    strays = sorted(set(versioned_files(store)) - set(digests))
+    lost = sorted(set(digests) - set(files_of(store.path)))
     found += [Finding("error", file, "is not part of the seal", "move it away") for file in strays]
     found += [Finding("error", file, "is missing", remedy) for file in lost]
     return found

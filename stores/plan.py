@@ -5,14 +5,12 @@ exactly one shard of every array. Everything else (who computes what, what is le
 be) is arithmetic on the list of units.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from errors import UserError
 
-from .manifest import PADDED, PENDING, ArraySpec, Layout
+from .manifest import PADDED, ArraySpec, Layout
 
 CHUNK_BYTES = 64 * 1024
 """A chunk, the least that a read can fetch, holds one row or the fewest rows that reach this."""
@@ -69,15 +67,6 @@ def units(extent: tuple[int, int], unit_rows: int) -> list[Unit]:
         raise ValueError(f"an extent begins at a multiple of {unit_rows} rows, got {first}")
     end = first + count
     return [Unit(row // unit_rows, row, min(row + unit_rows, end)) for row in range(first, end, unit_rows)]
-
-
-def pending_units(units: Iterable[Unit], status: np.ndarray, codes: Sequence[int] = (PENDING,)) -> list[Unit]:
-    """The units that hold a row of one of these status codes: what is left to do.
-
-    status: (rows of the store,) uint8, as `store.status()` gives it.
-    """
-    wanted = np.isin(status, codes)
-    return [unit for unit in units if wanted[unit.start : unit.stop].any()]
 
 
 def shard_units(units: Sequence[Unit], i: int, n: int) -> list[Unit]:

@@ -16,6 +16,7 @@ from .plan import Unit, units
 from .zarr_store import DamagedRow, ZarrFiles, create_folder, open_files, read_plain, safe_name
 
 STATUS_NAMES = ("pending", "ok", "failed", "absent")
+"""What a row's status code means to people: STATUS_NAMES[code]."""
 
 
 class RowNotReady(UserError, LookupError):
@@ -338,7 +339,7 @@ class Store:
     def failures(self) -> dict[int, tuple[str, str]]:
         """{row: (reason code, one line)} of every failed row, by row."""
         folder = self.path / "failures"
-        names = sorted(folder.glob("*.json")) if folder.is_dir() else []
+        names = sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []  # "._0.json" is macOS's, not ours
         found = {}
         for path in names:
             listed = self._files.read_json(f"failures/{path.name}") or {}

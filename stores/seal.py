@@ -15,7 +15,7 @@ import numpy as np
 
 from errors import MachineError, UserError
 
-from .maintain import digests_hash, file_sha256, files_of, sweep, verify, versioned_files
+from .maintain import digests_hash, file_sha256, files_of, is_hidden, sweep, verify, versioned_files
 from .manifest import PENDING, DamagedStore, Manifest, canonical_json, storage_errors, sync_folder, temporary_beside
 from .reader import open_store
 from .zarr_store import read_manifest, read_plain, sync_tree, write_column, write_manifest
@@ -40,7 +40,7 @@ def seal(path: Path) -> Manifest:
     if errors:
         more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
         raise DamagedStore(f"{path} cannot be sealed: {errors[0].path} {errors[0].what}{more}; {errors[0].remedy}")
-    names = versioned_files(path)
+    names = versioned_files(store)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = dict(zip(names, pool.map(lambda name: file_sha256(path / name), names), strict=True))
     probes = [store.probe(i) for i in range(len(store.videos["name"]))]
@@ -103,8 +103,8 @@ def _last(parent: Path) -> int:
 
 def _same(one: Path, other: Path) -> bool:
     """A run killed just after the rename left a seal that no root names yet: the next run takes it up."""
-    names = files_of(one)
-    return names == files_of(other) and all((one / n).read_bytes() == (other / n).read_bytes() for n in names)
+    names, others = ([n for n in files_of(folder) if not is_hidden(n)] for folder in (one, other))
+    return names == others and all((one / n).read_bytes() == (other / n).read_bytes() for n in names)
 
 
 def _probe_columns(names: np.ndarray, probes: list[Mapping | None]) -> dict[str, Any]:

@@ -209,3 +209,31 @@ def test_shard_of_a_slurm_array(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "8")
     assert cli.shard_of_slurm() == "4/8"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", "2")
+    assert cli.shard_of_slurm() == "2/8"
+    monkeypatch.delenv("SLURM_ARRAY_TASK_COUNT")
+    assert cli.shard_of_slurm() is None
+
+
+def test_ctrl_c_ends_any_command_with_130(monkeypatch):
+    import pipelines.evaluation
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipelines.evaluation, "evaluate", interrupted)
+    assert run("evaluate", "nowhere").exit_code in (2, 130)
+    assert run("evaluate", ".").exit_code == 130
+
+
+def test_inspect_of_a_row_that_failed_tells_why(made, tmp_path):
+    folder = tmp_path / "failed"
+    (folder / "videos").mkdir(parents=True)
+    media.make_video(folder / "videos" / "one.mp4", "libx264", 30)
+    (folder / "videos" / "text.mp4").write_text("no video\n" * 50)
+    (folder / "f.csv").write_text("id,video,start,stop\na,one,0,1\nb,text,0,1\n")
+    data = ["--dataset", folder / "f.csv", "--videos", folder / "videos"]
+    run("extract", *data, "--features", tmp_path, "--backbone", "tiny3d", "--weights", "random:0", "--draws", "0")
+    done = run("store", "inspect", tmp_path / "f" / "tiny3d.zarr", "b", *data, "--out", tmp_path / "b.png", "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == 0 and facts["status"] == "failed" and "not_video" in facts["failure"]

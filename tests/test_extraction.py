@@ -404,3 +404,124 @@ def test_signals_stop_at_a_unit_and_say_so(kitchen, tmp_path, number, code):
     store = open_store(tmp_path / "f" / "small" / "tiny3d.zarr")
     done = (store.status() == 1).sum()
     assert 0 < done < 400 and done % 2 == 0
+
+
+# ---- more than one store, more than one process ------------------------------------------------------------------
+
+
+def test_unreadable_videos_of_a_frame_store_are_named_and_it_is_not_sealed(kitchen, tmp_path):
+    folder = tmp_path / "frames"
+    shutil.copytree(kitchen / "videos", folder / "videos")
+    whole = (folder / "videos" / "two.mp4").read_bytes()
+    (folder / "videos" / "two.mp4").write_text("no video\n" * 100)
+    shutil.copy(kitchen / "small.csv", folder)
+    options = {"backbone": "efficientnet_lite0", "weights": (), "draws": None, "unit_rows": None}
+    (report,) = extract(ask(folder, tmp_path / "f", **options))
+    assert not report.complete and report.sealed is None and list(report.videos_without_rows) == ["two"]
+    assert "two" in report.summary() and "no video" not in report.summary()
+    (folder / "videos" / "two.mp4").write_bytes(whole)
+    (report,) = extract(ask(folder, tmp_path / "f", **options))
+    assert report.computed == 0 and list(report.videos_without_rows) == ["two"] and "anew" in report.summary()
+
+
+def test_weights_are_given_to_the_network_they_name(kitchen, tmp_path):
+    from pipelines.planning import plan_extraction
+
+    labelled = write_csv(tmp_path / "small.csv", ["one,0,1,a,b"], "video,start,stop,verb,noun")
+
+    def weights_of(*values):
+        request = ask(kitchen, tmp_path, dataset=str(labelled), backbone="i3d", weights=values)
+        return [job.weights for job in plan_extraction(request, headers_only=True)]
+
+    assert weights_of() == [None, None]
+    assert weights_of("random:3") == ["random:3", "random:3"]
+    assert weights_of("mine/lr=0.1/w.pt") == ["mine/lr=0.1/w.pt", None]
+    assert weights_of("i3d=a.pt", "random:1") == ["a.pt", "random:1"]
+    assert weights_of("faster_rcnn_r50_fpn=d.pth") == [None, "d.pth"]
+    with pytest.raises(UserError, match="i3d_flow does not run here"):
+        weights_of("i3d_flow=a.pt")
+
+
+def test_what_the_second_store_lacks_is_said_before_the_first_is_computed(kitchen, tmp_path):
+    labelled = write_csv(tmp_path / "small.csv", ["one,0,1,a,b"], "video,start,stop,verb,noun")
+    request = ask(kitchen, tmp_path / "f", dataset=str(labelled), backbone="i3d",
+                  weights=("random:0", f"faster_rcnn_r50_fpn={tmp_path / 'none.pth'}"))  # fmt: skip
+    with pytest.raises(UserError, match="none.pth"):
+        extract(request)
+    assert not list(tmp_path.rglob("*.zarr"))
+
+
+def test_who_loses_the_race_of_creation_still_compares_recipes(kitchen, tmp_path, monkeypatch):
+    import pipelines.extraction as extraction
+
+    real = extraction.create_store
+
+    def beaten(path, *arguments, **options):
+        monkeypatch.setattr(extraction, "create_store", real)
+        extract(ask(kitchen, tmp_path, dtype="float32", limit=1))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(extraction, "create_store", beaten)
+    with pytest.raises(UserError, match='dtype: the store has "float32", asked for "float16"'):
+        extract(ask(kitchen, tmp_path))
+
+
+def test_units_that_another_process_finished_are_not_computed_again(kitchen, tmp_path):
+    class Bar:
+        """A progress bar that lets another extraction finish the store at its first step."""
+
+        def __init__(self):
+            self.other = None
+
+        def update(self, rows):
+            if self.other is None:
+                self.other = []  # not again from within
+                self.other = extract(ask(kitchen, tmp_path))
+
+        def set_postfix_str(self, text):
+            self.text = text
+
+        def close(self):
+            self.closed = True
+
+    bar = Bar()
+    (report,) = extract(ask(kitchen, tmp_path), progress=lambda title, total: bar)
+    assert bar.other[0].complete and bar.other[0].computed >= 8
+    assert report.computed < 10 and report.pending == 0
+
+
+def test_shares_of_a_retry_do_not_lock_each_other_out(kitchen, tmp_path):
+    folder = tmp_path / "retry"
+    (folder / "videos").mkdir(parents=True)
+    for name in ("one", "two", "three"):
+        path = folder / "videos" / f"{name}.mp4"
+        path.write_text("no video\n" * 100)
+        os.utime(path, (time.time() - 60,) * 2)
+    write_csv(folder / "small.csv", ["one,0,2", "two,0,2", "three,0,2"])
+    (first,) = extract(ask(folder, tmp_path / "f", draws=0, unit_rows=1))
+    assert first.failed == {"not_video": 3} and first.sealed == 1
+    for name in ("one", "two", "three"):
+        shutil.copy(kitchen / "videos" / f"{name}.mp4", folder / "videos")
+    reports = [
+        extract(ask(folder, tmp_path / "f", draws=0, unit_rows=1, shard=(i, 3), retry_failed=True))[0] for i in range(3)
+    ]
+    assert [report.computed for report in reports] == [1, 1, 1] and reports[-1].failed == {}
+    assert not [f for f in verify(reports[-1].store) if f.severity == "error"]
+
+
+def test_a_changed_video_of_a_finished_store_is_listed(kitchen, tmp_path):
+    folder = tmp_path / "finished"
+    shutil.copytree(kitchen / "videos", folder / "videos")
+    shutil.copy(kitchen / "small.csv", folder)
+    assert extract(ask(folder, tmp_path / "f"))[0].complete
+    os.utime(folder / "videos" / "one.mp4")  # touched, not changed
+    assert extract(ask(folder, tmp_path / "f"))[0].complete
+    media.make_video(folder / "videos" / "one.mp4", "libx264", 50)
+    (report,) = extract(ask(folder, tmp_path / "f"))
+    assert report.changed_videos == ["one"] and not report.complete and report.computed == 0
+
+
+def test_frame_stores_refuse_a_place_that_cannot_be_written(kitchen, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        extract(ask(kitchen, tmp_path / "file", backbone="efficientnet_lite0", weights=(), draws=None))

@@ -8,6 +8,7 @@ import pytest
 
 from errors import UserError
 from extract.datasets.base import strings
+from extract.decode import TOLERANCE_S
 from extract.sampling import (
     PRESETS,
     ClipSampling,
@@ -134,6 +135,20 @@ def test_frame_rows():
     assert len(frame_rows(np.array([]), GridSampling(2.0))["k"]) == 0
     third = frame_rows(np.array([100 / 3]), GridSampling(30.0))
     assert len(third["k"]) == 1000  # 33.33... s at 30 fps, not one more for rounding
+
+
+def test_every_frame_row_is_inside_its_video():
+    """As decoders judge it (`FrameSource.at`): an instant is outside if t + 0.5 ms >= duration."""
+    assert len(frame_rows(np.array([17.0003]), GridSampling(2.0))["k"]) == 34  # 17.0 s would be outside
+    steps = np.arange(0, 12)
+    near = [0, 1e-9, 1e-6, 3e-4, 5e-4, 5.1e-4, 1e-3, 1 / 60]
+    for fps in (0.1, 2.0, 24.0, 25.0, 30000 / 1001):
+        durations = np.concatenate([steps / fps + sign * x for x in near for sign in (1, -1)])
+        rows = frame_rows(durations, GridSampling(fps))
+        assert not (rows["start_s"] + TOLERANCE_S >= durations[rows["video"]]).any()
+        counts = np.bincount(rows["video"], minlength=len(durations))
+        left = durations - TOLERANCE_S - counts / fps  # of the first instant that has no row
+        assert (left < 1e-5 / fps).all(), "no instant inside was left out"
 
 
 def test_instants_are_exact_grid_points():

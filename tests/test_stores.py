@@ -14,6 +14,7 @@ import zarr
 import stores
 from errors import UserError
 from stores import (
+    ABSENT,
     FAILED,
     OK,
     PENDING,
@@ -26,7 +27,6 @@ from stores import (
     create_store,
     info,
     open_store,
-    pending_units,
     plan_layout,
     recipe_difference,
     recipe_hash,
@@ -90,10 +90,12 @@ def test_units_and_their_blocks():
     assert {len(block) for block in blocks} <= {4, 5}
     with pytest.raises(UserError):
         shard_units(whole, 3, 3)
-    status = np.array([1, 1, 1, 1, 1, 0, 1, 1, 2, 3])
-    assert [u.index for u in pending_units(whole, status)] == [1]
-    assert [u.index for u in pending_units(whole, status, (PENDING, FAILED))] == [1, 2]
     assert store_bytes({"a": ArraySpec((3,), "int32")}, 5) == {"a": 60}
+
+
+def test_status_names():
+    codes = {"pending": PENDING, "ok": OK, "failed": FAILED, "absent": ABSENT}
+    assert {name: code for code, name in enumerate(stores.STATUS_NAMES)} == codes
 
 
 def test_recipe_difference_names_fields():
@@ -461,6 +463,34 @@ def test_unseal_and_seal_again(store):
     assert store.manifest.seal["k"] == 2 and len(store.ok) == 7
     assert sorted(os.listdir(store.path / "sealed")) == ["1", "2"]
     assert verify(store.path) == []
+
+
+def test_dot_files_of_others_are_noted_and_no_part_of_a_seal(store):
+    fill(store, failed=(2,))
+    store.write_probe("..", {"fps": 25.0})  # of a video called "..": a dot-file that is ours
+    strays = [".nfs0000001", "rows/.nfs0000002", "failures/._0.json", "provenance/.DS_Store", ".Trash/data/c.0"]
+    for name in strays:
+        (store.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.path / name).write_bytes(b"\x00not ours")
+    store.seal()
+    before = (store.path / "zarr.json").read_bytes()
+    listed = list(zarr.open_group(str(store.path), mode="r")["sealed/1/digests/path"][:])
+    assert "probes/...json" in listed and not set(strays) & set(listed)
+    late = ["data/vector/.nfs0000003", "sealed/1/.DS_Store"]
+    for name in late:
+        (store.path / name).write_bytes(b"not ours")
+    for quick in (False, True):
+        assert {(f.severity, f.path) for f in verify(store.path, quick)} == {("note", n) for n in strays + late}
+    for name in strays[1:]:
+        (store.path / name).unlink()
+    store.unseal()
+    store.seal()
+    assert (store.path / "zarr.json").read_bytes() == before, "it is the same version, whatever lies beside it"
+    assert list(store.failures()) == [2]
+    store.unseal()
+    (store.path / "rows/notes.txt").write_bytes(b"a file that somebody put there")
+    with pytest.raises(DamagedStore, match="rows/notes.txt does not belong to a store"):
+        store.seal()
 
 
 def test_info(store):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
+from errors import MachineError, UserError
 
 from .spec import READS, NetworkSpec
 
@@ -79,9 +79,16 @@ class Network:
         """Move to a device and set the precision of `run`: fp32, or bf16 / fp16 by autocast. Returns itself."""
         if precision not in PRECISIONS:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        device = torch.device(device)
+        try:
+            device = torch.device(device)
+        except RuntimeError as error:
+            raise UserError(f"device {device!r} is not one of auto, cpu, cuda, cuda:1 ...") from error
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"device {str(device)!r}: torch sees no CUDA device here; use --device cpu")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"device {str(device)!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0"
+            )
         if device.type == "cpu" and precision == "fp16":
             raise UserError("precision fp16 needs a CUDA device; on a CPU use bf16 or fp32")
         self.device, self.precision = device, precision
@@ -162,9 +169,15 @@ class Network:
             if name in self._keep
         }
         for slots, stacked in self._groups(frames):
-            with self.inference():
-                values = self.compute(self._upload(stacked), slots, batch)
-                values = {name: v.to("cpu").numpy() for name, v in values.items() if name in out}
+            try:
+                with self.inference():
+                    values = self.compute(self._upload(stacked), slots, batch)
+                    values = {name: v.to("cpu").numpy() for name, v in values.items() if name in out}
+            except torch.OutOfMemoryError as error:
+                raise MachineError(
+                    f"{self.device} ran out of memory on {len(slots)} rows of {self.spec.name}: use a smaller"
+                    " --batch-size (what was committed is safe)"
+                ) from error
             for row, slot in enumerate(slots):
                 if frames[slot] is not None:
                     for name, value in values.items():

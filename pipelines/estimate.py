@@ -1,0 +1,77 @@
+"""What an extraction would cost, for `plan`: rows left, bytes, and network time by one timed forward pass."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from extract.networks import create_network
+from extract.networks.spec import READS
+from pipelines.extraction import choose_device
+from pipelines.planning import Job, readable_bytes
+from pipelines.row_choice import mine_of, on_disk, rows_asked
+from stores import FAILED, PENDING, open_store, units
+
+__all__ = ["describe_job", "seconds_a_row"]
+
+PLAIN_FRAME = (720, 1280)  # height, width assumed where the network takes frames of any size
+
+
+def describe_job(job: Job, device: str | None = "auto") -> dict:
+    """Facts of one store: rows, units, bytes, what this run would compute, and how long the network takes for it.
+
+    device: where one forward pass is timed; None: no time is given.
+    """
+    todo = rows_of_this_run(job)
+    seconds = seconds_a_row(job, device) if device is not None else None
+    return {
+        "store": str(job.path),
+        "network": job.spec.name,
+        "axis": job.sampling.axis,
+        "rows": len(job.rows["video"]),
+        "rows_now": int(todo.sum()),
+        "units": job.n_units,
+        "unit_rows": job.layout.unit_rows,
+        "arrays": {name: [*array.row_shape, array.dtype] for name, array in job.arrays.items()},
+        "size": readable_bytes(job.bytes),
+        "bytes": job.bytes,
+        "videos": len(job.dataset.videos["name"]),
+        "videos_missing": len(job.missing),
+        "videos_without_rows": job.videos_without_rows,
+        "seconds_a_row": seconds,
+        "network_hours": None if seconds is None else round(seconds * int(todo.sum()) / 3600, 3),
+    }
+
+
+def rows_of_this_run(job: Job) -> np.ndarray:
+    """(N,) bool: the rows that `extract` would compute now, of the store on disk if there is one."""
+    request = job.request
+    if not (job.path / "zarr.json").exists():
+        wanted = job.wanted & on_disk(job, job.dataset.videos["name"], job.rows["video"])
+        return mine_of(request, units((0, len(wanted)), job.layout.unit_rows), wanted)
+    store = open_store(job.path)
+    there = on_disk(job, store.videos["name"], store.rows["video"])
+    undone = np.isin(store.status(), (PENDING, FAILED) if request.retry_failed else (PENDING,))
+    return mine_of(request, store.units, rows_asked(store, job)[0] & undone & there)
+
+
+def seconds_a_row(job: Job, device: str = "auto") -> float:
+    """Seconds of network time a row: one warm forward pass of one batch of grey frames, with random weights.
+
+    Decoding overlaps with it; where it takes longer, extraction takes as long as decoding.
+    """
+    network = create_network(job.network, weights="random:0" if job.spec.weights else None, **job.options)
+    network.keep = job.keep
+    network.to(choose_device(device), job.request.precision)
+    height, width = job.spec.input_size or PLAIN_FRAME
+    shape = (height, width, job.spec.channels)
+    if READS[job.spec.reads][0] == "THWC":
+        shape = (job.spec.clip_len, *shape)
+    size = min(job.layout.batch_size, 4)
+    whole = np.array([[0, 0, 1, 1]], np.float32)
+    batch = {"frames": [np.full(shape, 128, np.uint8)] * size, "boxes": [whole if job.boxes else None] * size}
+    network.run(batch)
+    start = time.perf_counter()
+    network.run(batch)
+    return (time.perf_counter() - start) / size
