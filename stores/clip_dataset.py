@@ -188,24 +188,34 @@ class ClipDataset:
         return self.stores[role].read(name, rows) if kept is None else kept[rows]
 
     def _keep(self, most: int) -> dict[tuple[str, str], np.ndarray]:
-        """{(store, array): all its rows, zeros where not ok}, the smallest arrays first, `most` bytes in all."""
-        sizes = {}
-        for role, names in self._arrays.items():
-            store = self.stores[role]
-            for name in names:
-                sizes[str(store.path), name] = store.manifest.arrays[name].row_bytes * len(store), role
+        """{(store, array): all its rows, zeros where not ok}, the smallest arrays first, `most` bytes in all.
+
+        Of arrays with one entry a box, only the boxes that a frame shows.
+        """
+        roles = {(str(self.stores[role].path), name): role for role, names in self._arrays.items() for name in names}
+        shapes = {(path, name): self._shown_shape(role, name) for (path, name), role in roles.items()}
+        sizes = {key: int(np.prod(shape)) * dtype.itemsize for key, (shape, dtype) in shapes.items()}
         kept = {}
-        for key, (size, role) in sorted(sizes.items(), key=lambda item: item[1]):
-            if size > most:
+        for key in sorted(sizes, key=sizes.get):
+            most -= sizes[key]
+            if most < 0:
                 break
-            most -= size
-            store, spec = self.stores[role], self.stores[role].manifest.arrays[key[1]]
-            kept[key] = np.zeros((len(store), *spec.row_shape), spec.dtype)
-            rows = np.flatnonzero(store.status() == OK)
+            store, (shape, dtype) = self.stores[roles[key]], shapes[key]
+            kept[key] = np.zeros(shape, dtype)
+            rows = store.ok
             for start in range(0, len(rows), 4096):
                 part = rows[start : start + 4096]
-                kept[key][part] = store.read(key[1], part)
+                values = store.read(key[1], part)
+                kept[key][part] = values[:, : shape[1]] if len(shape) > 1 else values
         return kept
+
+    def _shown_shape(self, role: str, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype of a whole array as batches use it: of boxes, the first `boxes_per_frame`."""
+        spec = self.stores[role].manifest.arrays[name]
+        row = spec.row_shape
+        if role not in self.clip_roles and row:
+            row = (min(self.boxes_per_frame, row[0]), *row[1:])
+        return (len(self.stores[role]), *row), np.dtype(spec.dtype)
 
     def __getstate__(self):
         return {**self.__dict__, "_kept": {}}  # another process reads what it needs

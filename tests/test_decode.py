@@ -6,12 +6,12 @@ thread, no seeking, frames in the order in which they come out (`media.plain_dec
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tarfile
-import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -129,66 +129,42 @@ def test_keyframes_that_decoding_cannot_start_at_are_found_out(made):
     assert 48 not in video_files.frame_index(path).keys
 
 
-def test_keyframes_struck_out_by_another_reader(made, monkeypatch):
-    """Whatever keys are struck out, and whenever: the right frame, from an earlier key."""
-    path = made("closed.mp4")  # keys 0, 24, 48
+class Restless(video_files.FrameIndex):
+    """An index whose keys are replaced by another thread between any two looks at them."""
+
+    @property
+    def keys(self):
+        return next(self.lists)
+
+    @keys.setter
+    def keys(self, keys):
+        self.lists = itertools.cycle([keys, [0], [0, 24], [0, 48], [0]])
+
+
+def restless(path):
+    index = video_files.frame_index(path)
+    copy = Restless(**{f.name: getattr(index, f.name) for f in dataclasses.fields(index) if f.init})
+    copy.lost = np.zeros(len(index.ids), bool)
+    return copy
+
+
+def test_keyframes_struck_out_by_another_reader(made):
+    path = made("closed.mp4")
     truth, _ = decoded(path)
     index = video_files.frame_index(path)
-    keys, seek = index.keys, video_files._Decoder.seek
-    assert keys == [0, 24, 48] and [index.key_before(k) for k in (0, 24, 25, 72)] == [0, 0, 24, 48]
+    assert index.keys == [0, 24, 48] and [index.key_before(k) for k in (0, 24, 25, 72)] == [0, 0, 24, 48]
     assert [index.key_before(48, steps) for steps in (1, 2, 9)] == [24, 0, 0]
-
-    def strike_then_seek(decoder, targets, landed):
-        index.keys = [0]
-        return seek(decoder, targets, landed)
-
-    try:
-        for k in (71, 48, 30):
-            index.keys = keys
-            monkeypatch.setattr(video_files._Decoder, "seek", strike_then_seek)
-            np.testing.assert_array_equal(read_all(path, [k])[k], truth[k])
-        monkeypatch.undo()
-        problems, stop = [], threading.Event()
-
-        def strike():
-            while not stop.is_set():
-                for left in ([0], [0, 24], [0, 48], keys):
-                    index.keys = left
-
-        def read():
-            try:
-                with open_source(path, threads=1) as source:
-                    for k in np.random.default_rng(0).integers(0, 72, 60).tolist():
-                        np.testing.assert_array_equal(dict(source.read([k]))[k], truth[k])
-            except Exception as e:
-                problems.append(e)
-            finally:
-                stop.set()
-
-        threads = [threading.Thread(target=f) for f in (strike, read)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert problems == []
-    finally:
-        index.keys = keys
+    with open_source(path) as source:
+        source.index = restless(path)
+        for k in np.random.default_rng(0).integers(0, 72, 200).tolist():
+            np.testing.assert_array_equal(dict(source.read([k]))[k], truth[k])
 
 
 def test_damage_while_keyframes_are_struck_out(made):
-    index = video_files.frame_index(made("closed.mp4"))
-
-    class Struck(type(index)):
-        calls = 0
-
-        def next_key(self, frame):
-            self.calls += 1
-            return 48 if self.calls == 1 else 72  # as another thread's strike would make it
-
-    struck = Struck(**{f.name: getattr(index, f.name) for f in dataclasses.fields(index) if f.init})
-    struck.lost = np.zeros(72, bool)
-    struck.damage(40)
-    assert struck.lost[40:48].all() and not struck.lost[48:].any()
+    index = restless(made("closed.mp4"))
+    for frame in (0, 10, 24, 40, 60, 71):
+        index.damage(frame)
+        assert index.lost[frame]
 
 
 def test_the_stream_ffmpeg_calls_best(made):
