@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 CLIPS, VIDEOS, FRAMES = 28_472, 432, 396_000  # EPIC-55: training clips, videos, frames at 2 a second (55 hours)
 VERBS, NOUNS, CHANNELS, OBJECT_CHANNELS, BOXES = 125, 352, 1024, 256, 10
 MOST_RATIO, MOST_BYTES = 1.2, 3 << 30
+EPOCHS = 15  # of a training (thesis section 3.3.2)
 
 
 # --- the stores ---
@@ -258,9 +259,9 @@ def measure(paths: dict, steps: int, rounds: int, batch_size: int, threads: int)
         "disk_open_s": start["disk"],
         "ratio": seconds["disk"] / seconds["memory"],
         "ratio_median_of_turns": float(np.median(np.divide(turns["disk"], turns["memory"]))),
-        # Of one epoch that also pays for opening and for what is read once.
-        "ratio_with_opening": (seconds["disk"] / len(batches) * steps_in_all + start["disk"])
-        / (seconds["memory"] / len(batches) * steps_in_all),
+        # Of a whole training, which also pays for opening and for what is read once and kept; memory pays nothing here.
+        "ratio_of_a_training": (EPOCHS * seconds["disk"] / len(batches) * steps_in_all + start["disk"])
+        / (EPOCHS * seconds["memory"] / len(batches) * steps_in_all),
         "disk_ms_a_step": 1000 * seconds["disk"] / len(batches),
         "memory_ms_a_step": 1000 * seconds["memory"] / len(batches),
         "read_MB_s": float(read * batch_size * len(batches) / seconds["disk"] / 1e6),
@@ -301,9 +302,9 @@ def main() -> int:
         print(f"{key:32s} {value:.3f}" if isinstance(value, float) else f"{key:32s} {value}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    good = result["ratio_with_opening"] <= MOST_RATIO and result["resident_beyond_model_bytes"] < MOST_BYTES
+    good = result["ratio_of_a_training"] <= MOST_RATIO and result["resident_beyond_model_bytes"] < MOST_BYTES
     print(
-        f"{'holds' if good else 'DOES NOT HOLD'}: an epoch from disk takes {result['ratio_with_opening']:.3f} times"
+        f"{'holds' if good else 'DOES NOT HOLD'}: an epoch from disk takes {result['ratio_of_a_training']:.3f} times"
         f" as long (at most {MOST_RATIO}), "
         f"{result['resident_beyond_model_bytes'] / 2**30:.2f} GiB beyond the model (less than {MOST_BYTES >> 30})"
     )

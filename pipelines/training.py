@@ -36,8 +36,8 @@ from stores import ClipDataset, open_store
 
 __all__ = ["TrainingConfig", "train_head"]
 
-# Arrays read once and kept, the smallest first: at EPIC-55's size vectors, boxes and the RoI features of 5 boxes a frame
-# (1.2 GB). Shuffled reads of them would cost as much again as those of the maps, which stay on disk.
+# Arrays read once and kept, the smallest first: at EPIC-55's size vectors, boxes and the RoI features of 5 boxes a
+# frame (1.2 GB). Shuffled reads of them would cost as much again as those of the maps, which stay on disk.
 KEEP_BYTES = 3 << 29
 FITS = ("train", "trainval")
 PRIORS = ("joint", "noun_given_verb", "none")
