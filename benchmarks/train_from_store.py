@@ -302,10 +302,11 @@ def main() -> int:
         print(f"{key:32s} {value:.3f}" if isinstance(value, float) else f"{key:32s} {value}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    good = result["ratio_of_a_training"] <= MOST_RATIO and result["resident_beyond_model_bytes"] < MOST_BYTES
+    slowest = max(result["ratio"], result["ratio_of_a_training"])
+    good = slowest <= MOST_RATIO and result["resident_beyond_model_bytes"] < MOST_BYTES
     print(
-        f"{'holds' if good else 'DOES NOT HOLD'}: an epoch from disk takes {result['ratio_of_a_training']:.3f} times"
-        f" as long (at most {MOST_RATIO}), "
+        f"{'holds' if good else 'DOES NOT HOLD'}: an epoch from disk takes {result['ratio']:.3f} times as long,"
+        f" a training of {EPOCHS} epochs with opening {result['ratio_of_a_training']:.3f} (at most {MOST_RATIO}), "
         f"{result['resident_beyond_model_bytes'] / 2**30:.2f} GiB beyond the model (less than {MOST_BYTES >> 30})"
     )
     return 0 if good else 1
