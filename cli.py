@@ -17,6 +17,8 @@ from pathlib import Path
 
 import click
 
+from errors import MachineError
+
 DONE, DAMAGE, INCOMPLETE, REQUEUE, INTERRUPTED = 0, 1, 3, 75, 130
 
 
@@ -130,6 +132,17 @@ def extraction_options(command):
     return command
 
 
+def show_version(ctx, param, value):
+    if value and not ctx.resilient_parsing:
+        from importlib import metadata
+
+        try:
+            click.echo(f"clipbank {metadata.version('clipbank')}")
+        except metadata.PackageNotFoundError:
+            click.echo("clipbank, a checkout that is not installed")
+        ctx.exit()
+
+
 class Commands(click.Group):
     """A group whose commands end with 130 on Ctrl-C and 75 on SIGTERM, what they wrote being safe."""
 
@@ -140,12 +153,14 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             say("interrupted")
             sys.exit(INTERRUPTED)
+        except OSError as error:
+            raise MachineError(f"{error.filename or 'the system'}: {error.strerror or error}") from error
         finally:
             signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="clipbank")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Version.")
 def main():
     """Run frozen networks over a dataset's videos once; train light heads from the stores."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -223,9 +238,23 @@ def train_head(head, settings, as_json, **options):
     show_run(folder, as_json)
 
 
+def moved_store_options(command):
+    """Where a run's stores lie now; `moved_stores` takes them out of the options again."""
+    for role in ("objects", "noun", "verb"):
+        help_text = f"The run's {role} store, if it has moved."
+        command = click.option(f"--{role}", type=store_option, help=help_text)(command)
+    return command
+
+
+def moved_stores(options: dict) -> dict | None:
+    given = {role: options.pop(role) for role in ("verb", "noun", "objects")}
+    return {role: path for role, path in given.items() if path is not None} or None
+
+
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="val", show_default=True, metavar="[SCHEME:]PART")
+@moved_store_options
 @click.option("--device", help="cpu, cuda, cuda:1 ... [CUDA when there is one].")
 @click.option("--allow-incomplete", is_flag=True, help="Count rows that are still pending as wrong.")
 @click.option("--json", "as_json", is_flag=True)
@@ -233,7 +262,7 @@ def evaluate(run, as_json, **options):
     """Figures of a trained head on a split, with coverage."""
     from pipelines import evaluate as figures_of
 
-    show(figures_of(run, progress=not as_json, **options), as_json)
+    show(figures_of(run, progress=not as_json, stores=moved_stores(options), **options), as_json)
 
 
 @main.command()
@@ -241,12 +270,14 @@ def evaluate(run, as_json, **options):
 @click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets [CLIPBANK_DATA].")
 @click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV.")
 @click.option("--dataset", metavar="NAME|CSV", help="Where the frames come from [the run's dataset].")
+@click.option("--split", metavar="[SCHEME:]PART", help="Clips shown come from here [val, else train].")
 @click.option("--clips", type=int, default=6, show_default=True, help="Clips shown.")
+@moved_store_options
 def plot(run, **options):
     """Pictures of a run: its training curve, and boxes with their attention weights (thesis figure 3.4)."""
     from pipelines.plotting import plot_run
 
-    for path in plot_run(run, **options):
+    for path in plot_run(run, stores=moved_stores(options), **options):
         click.echo(path)
 
 

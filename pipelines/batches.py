@@ -23,7 +23,7 @@ class Batch:
     unit: Unit
     number: int
     frames: list[np.ndarray | None]
-    boxes: list[np.ndarray | None]
+    boxes: list[dict[str, np.ndarray] | None]  # given boxes with their scores and classes
     sizes: list[tuple[int, int] | None]  # (width, height) of the source: boxes are in its pixels
     n_padded: list[int]
     failures: dict[int, tuple[str, str]]
@@ -31,7 +31,11 @@ class Batch:
     @property
     def inputs(self) -> dict[str, list]:
         """What the network's `run` takes."""
-        return {"frames": self.frames, "boxes": self.boxes, "sizes": self.sizes}
+        given = {
+            name: [None if boxes is None else boxes[name] for boxes in self.boxes]
+            for name in ("boxes", "scores", "classes")
+        }
+        return {"frames": self.frames, "sizes": self.sizes, **given}
 
     @property
     def decoded(self) -> int:

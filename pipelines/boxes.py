@@ -19,23 +19,22 @@ CORNERS = ("x1", "y1", "x2", "y2")
 
 @dataclass(frozen=True)
 class GivenBoxes:
-    """Boxes in (video, time) order. `boxes` are XYXY relative to the frame, float32 (n, 4)."""
+    """Boxes in (video, time, falling score) order; `boxes` are XYXY relative to the frame."""
 
     video: np.ndarray  # int32 (n,)
     time_s: np.ndarray  # float64 (n,)
-    boxes: np.ndarray
+    boxes: np.ndarray  # float32 (n, 4)
+    scores: np.ndarray  # float32 (n,)
+    classes: np.ndarray  # int32 (n,)
     digest: str
 
-    def at(self, video: int, time_s: float, within_s: float) -> np.ndarray:
-        """float32 (n, 4): the boxes of the annotated instant nearest to `time_s`, if it is within `within_s`."""
+    def at(self, video: int, time_s: float, within_s: float) -> dict[str, np.ndarray]:
+        """boxes, scores and classes of the annotated instant nearest to `time_s`, if it is within `within_s`."""
         first, stop = np.searchsorted(self.video, [video, video + 1])
-        times = self.time_s[first:stop]
-        if not len(times):
-            return np.empty((0, 4), np.float32)
-        nearest = times[np.abs(times - time_s).argmin()]
-        if abs(nearest - time_s) > within_s:
-            return np.empty((0, 4), np.float32)
-        return self.boxes[first:stop][times == nearest]
+        distance = np.abs(self.time_s[first:stop] - time_s)
+        near = (distance == distance.min(initial=np.inf)) & (distance <= within_s)
+        chosen = first + np.flatnonzero(near)
+        return {name: getattr(self, name)[chosen] for name in ("boxes", "scores", "classes")}
 
 
 def dataset_boxes(dataset: Dataset) -> GivenBoxes:
@@ -70,15 +69,20 @@ def read_boxes(path: Path, dataset: Dataset) -> GivenBoxes:
         )
     problems.check()
     corners = {corner: columns[corner] for corner in CORNERS}
-    return _given({"video": video, "time_s": columns["time"], **corners, "score": score}, (1, 1))
+    classes = np.zeros(len(table), np.int32)
+    return _given({"video": video, "time_s": columns["time"], **corners, "score": score, "class": classes}, (1, 1))
 
 
 def _given(table: dict[str, np.ndarray], reference: tuple[float, float]) -> GivenBoxes:
-    """Sorted by video, time and falling score, relative to the frame."""
+    """Sorted, and relative to the frame."""
     order = np.lexsort((-table["score"], table["time_s"], table["video"]))
-    video, time_s = table["video"][order].astype(np.int32), table["time_s"][order].astype(np.float64)
     scale = np.array([reference[0], reference[1]] * 2, np.float64)
-    boxes = (np.stack([table[corner][order] for corner in CORNERS], axis=1) / scale).astype(np.float32)
-    boxes = boxes.reshape(-1, 4)
-    digest = annotation_hash([], {"video": video, "time_s": time_s, **{c: boxes[:, i] for i, c in enumerate(CORNERS)}})
-    return GivenBoxes(video, time_s, boxes, digest)
+    corners = np.stack([table[corner][order] for corner in CORNERS], axis=1)
+    columns = {
+        "video": table["video"][order].astype(np.int32),
+        "time_s": table["time_s"][order].astype(np.float64),
+        "boxes": (corners / scale).astype(np.float32).reshape(-1, 4),
+        "scores": table["score"][order].astype(np.float32),
+        "classes": table["class"][order].astype(np.int32),
+    }
+    return GivenBoxes(**columns, digest=annotation_hash([], columns))

@@ -106,6 +106,8 @@ def extract(
     not there, another recipe), and `MachineError` when a write fails; what was committed until then stays.
     """
     stop = stop or threading.Event()
+    if decode_workers is not None and decode_workers < 1:
+        raise UserError(f"--decode-workers must be at least 1, got {decode_workers}")
     jobs = plan_extraction(request, announce=announce, progress=progress, stop=stop)
     networks = [prepare(job, device) for job in jobs]
     reports = []

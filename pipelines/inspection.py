@@ -19,8 +19,8 @@ from stores import OK, STATUS_NAMES, Store, open_store
 
 __all__ = ["inspect_clip"]
 
-# Largest difference between a stored row and the same row computed again, in standard deviations of the row. Float16
-# rounds at 5e-4 of a value; another CPU type or batch shape moves float32 sums by less, bfloat16 by 1 %.
+# How far a stored value may lie from the same value computed again, in standard deviations of the row, beside the
+# rounding of the stored dtype itself: another CPU type or batch shape moves float32 sums by less, bfloat16 by 1 %.
 TOLERANCE = {"fp32": 5e-3, "fp16": 2e-2, "bf16": 5e-2}
 THUMBNAIL = 168  # pixels of a frame's longer side in the sheet
 COLUMNS = 8
@@ -57,6 +57,9 @@ def inspect_clip(
     """
     store = open_store(path)
     row = find_row(store, clip, draw)
+    if dataset is None and not store.manifest.dataset.get("family"):
+        name = store.manifest.dataset["name"]
+        raise UserError(f"{path} is of a CSV of your own: say where it is, --dataset {name}.csv --videos DIR")
     source = load_dataset(
         dataset or store.manifest.dataset["name"],
         data_root=data,
@@ -199,16 +202,19 @@ def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
     network.keep = tuple(name for name in store.manifest.arrays if name != "n_padded")
     network.to("cpu" if precision != "fp16" else "cuda", precision)
     frames = seen.decoded.frames if store.manifest.dataset["axis"] == "clip" else seen.decoded.frames[0]
-    boxes = None
+    batch = {"frames": [frames], "sizes": [(seen.width, seen.height)]}
     if spec["kind"] == "roi":
         n = min(int(store.read("n_boxes", [row])[0]), store.manifest.arrays["boxes"].row_shape[0])
-        boxes = store.read("boxes", [row])[0][:n] / np.array([seen.width, seen.height] * 2, np.float32)
-    outputs = network.run({"frames": [frames], "boxes": [boxes], "sizes": [(seen.width, seen.height)]})
+        relative = store.read("boxes", [row])[0][:n] / np.array([seen.width, seen.height] * 2, np.float32)
+        batch["boxes"] = [relative]
+        batch |= {name: [store.read(name, [row])[0][:n]] for name in ("scores", "classes")}
+    outputs = {name: values for name, values in network.run(batch).items() if values.dtype.kind == "f"}
     differences = {}
     for name, values in outputs.items():
         stored = store.read(name, [row])[0].astype(np.float64)
         scale = float(stored.std()) or 1.0
-        differences[name] = float(np.abs(values[0] - stored).max() / scale)
+        rounding = np.finfo(np.float16).eps * np.abs(stored) if store.manifest.arrays[name].dtype == "float16" else 0
+        differences[name] = float(np.maximum(np.abs(values[0] - stored) - rounding, 0).max() / scale)
     largest = max(differences.values())
     return {"differences_in_std": differences, "largest_difference": largest, "differs": largest > TOLERANCE[precision]}
 
@@ -245,8 +251,11 @@ def draw_sheet(out: Path, store: Store, row: int, seen: Seen, facts: dict) -> No
         y = top + i // columns * (size[1] + caption + margin)
         pen.text((x, y), f"{seen.times[i]:.3f} s  #{seen.decoded.indices[i]}", fill="black")
         sheet.paste(picture, (x, y + caption))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out)
+    except (OSError, ValueError) as error:  # ValueError: a file type that Pillow does not know
+        raise UserError(f"the picture cannot be written to {out}: {error}; choose another --out") from error
 
 
 def sheet_title(facts: dict, width: int) -> list[str]:

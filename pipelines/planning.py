@@ -7,6 +7,7 @@ A job is everything decided before the first frame is read; `pipelines.extractio
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ DTYPES = ("float16", "float32")
 KEEP_FOR_HEAD = {"saoa": ("spatial", "vector"), "whole_frame": ("vector",)}
 DEFAULT_KEEP = ("spatial", "vector")
 DEFAULT_DRAWS = 4
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Extraction:
         _one_of("--missing", self.missing, ("error", "skip"))
         if self.for_head is not None:
             _one_of("--for", self.for_head, tuple(KEEP_FOR_HEAD))
+        if self.name is not None and not NAME.fullmatch(self.name):
+            raise UserError(f"--name {self.name!r}: a store's name has letters, digits, '_', '-', '.' and '=' only")
         for flag, value, least in [
             ("--draws", self.draws, 0),
             ("--limit", self.limit, 1),
@@ -219,8 +223,8 @@ class Job:
         """float64 (n, T): the instants at which the frames of these rows are taken."""
         return instants_of(rows, self.sampling)
 
-    def boxes_of(self, rows: dict[str, np.ndarray], row: int) -> np.ndarray | None:
-        """float32 (n, 4) given boxes of a row, XYXY relative to the frame; None for networks that take none."""
+    def boxes_of(self, rows: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray] | None:
+        """The given boxes of a row, with scores and classes (see `GivenBoxes.at`); None for networks that take none."""
         if self.boxes is None:
             return None
         within = 0.5 / self.sampling.fps
@@ -288,6 +292,9 @@ def plan_extraction(
     """
     named = request.backbone or request.detector
     main = network_spec(named, **_options(request, request.boxes))
+    if (main.kind == "detector") != (request.detector is not None):
+        right = "--detector" if main.kind == "detector" else "--backbone"
+        raise UserError(f"{main.name} is a network of kind {main.kind}: name it with {right}")
     wanted = [(named, request.boxes, _load(request, main))]
     select_split(wanted[0][2].clips, request.split)  # refuses one that is not there
     other = _other_store(request, wanted[0][2], main)
@@ -319,6 +326,7 @@ def _load(request: Extraction, spec: NetworkSpec) -> Dataset:
     dataset = load_dataset(request.dataset, data_root=request.data, videos=request.videos, media=media)
     missing, total = missing_videos(dataset), len(dataset.videos["name"])
     folders = {"rgb": "videos/ and rgb_frames/", "flow": "flow_frames/<video>/{u,v}/"}[media]
+    folders = folders if dataset.family else "it and its subfolders"
     if len(missing) == total and media == "flow":
         raise UserError(
             f"dataset {dataset.name}: no flow frames under {dataset.root} (looked in {folders}): put the published flow"

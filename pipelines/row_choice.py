@@ -28,6 +28,11 @@ def rows_asked(store: Store, job: Job) -> tuple[np.ndarray, list[str]]:
         and np.array_equal(store.clips["id"], job.dataset.clips["id"])
     ):
         return job.wanted, []
+    if job.draws and store.manifest.dataset.get("seed") != job.request.seed:
+        raise UserError(
+            f"{job.path} was made with --seed {store.manifest.dataset.get('seed')}, which places its random centres;"
+            f" asked for {job.request.seed}. Give that seed, or another --name"
+        )
     known = {key: row for row, key in enumerate(_keys(theirs, store.videos["name"], store.clips["id"]))}
     keys = _keys(mine, job.dataset.videos["name"], job.dataset.clips["id"])
     found = np.array([known.get(key, -1) for key in keys], np.int64)

@@ -204,6 +204,17 @@ def test_inspect_of_a_clip_that_is_not_there(made):
     assert "VIDEO@SECONDS" in run("store", "inspect", frames, "one", *where(made)).output
 
 
+def test_inspect_without_the_csv_says_which(made):
+    store = made / "features" / "small" / "tiny3d.zarr"
+    assert "--dataset small.csv --videos" in run("store", "inspect", store, "a").output
+    done = run("store", "inspect", store, "a", *where(made), "--out", "/proc/none/a.png")
+    assert done.exit_code == 2 and "--out" in done.output
+
+
+def test_version_works_without_an_installation():
+    assert run("--version").output.startswith("clipbank")
+
+
 def test_shard_of_a_slurm_array(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")

@@ -178,8 +178,8 @@ def test_batches_and_workers_do_not_change_the_features(kitchen, tmp_path):
 def test_given_boxes_become_roi_features(kitchen, tmp_path):
     boxes = write_csv(
         tmp_path / "boxes.csv",
-        ["one,0.0,0.1,0.1,0.5,0.5", "one,0.0,0.5,0.5,1,1", "two,1.0,0,0,1,1"],
-        header="video,time,x1,y1,x2,y2",
+        ["one,0.0,0.5,0.5,1,1,0.25", "one,0.0,0.1,0.1,0.5,0.5,0.75", "two,1.0,0,0,1,1,1"],
+        header="video,time,x1,y1,x2,y2,score",
     )
     (report,) = extract(
         ask(
@@ -199,6 +199,7 @@ def test_given_boxes_become_roi_features(kitchen, tmp_path):
     assert n_boxes.sum() == 3 and n_boxes[first] == 2
     expected = np.array([[12.8, 9.6, 64, 48], [64, 48, 128, 96]])
     assert np.allclose(store.read("boxes", [first])[0, :2], expected, atol=1e-3)
+    assert store.read("scores", [first])[0, :3].tolist() == [0.75, 0.25, 0]  # by score, whatever the file's order
     assert np.abs(store.read("roi", [first])[0, :2]).sum() > 0 and not store.read("roi", [first])[0, 2:].any()
 
 
@@ -238,6 +239,25 @@ def test_fewer_draws_than_asked_are_refused(kitchen, tmp_path):
     extract(ask(kitchen, tmp_path, limit=2))
     with pytest.raises(UserError, match="--draws"):
         extract(ask(kitchen, tmp_path, draws=2))
+
+
+def test_another_seed_of_the_draws_is_refused(kitchen, tmp_path):
+    extract(ask(kitchen, tmp_path, limit=2))
+    with pytest.raises(UserError, match="--seed 0"):
+        extract(ask(kitchen, tmp_path, seed=1))
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", ".hidden", "", "a:b"])
+def test_a_name_stays_inside_its_root(kitchen, tmp_path, name):
+    with pytest.raises(UserError, match="--name"):
+        ask(kitchen, tmp_path, name=name)
+
+
+def test_a_network_is_named_by_its_kind(kitchen, tmp_path):
+    with pytest.raises(UserError, match="--detector"):
+        extract(ask(kitchen, tmp_path, backbone="faster_rcnn_r50_fpn"))
+    with pytest.raises(UserError, match="--backbone"):
+        extract(ask(kitchen, tmp_path, backbone=None, detector="tiny3d"))
 
 
 def test_parts_make_the_whole(kitchen, tmp_path):

@@ -371,6 +371,17 @@ def test_same_padding_puts_the_odd_zero_last():
 # -- Faster R-CNN --------------------------------------------------------------------------------------------------
 
 
+def test_detector_norms_are_those_of_the_published_coco_weights(networks):
+    """torchvision's `fasterrcnn_resnet50_fpn(COCO_V1)` freezes its batch norms and sets their eps to 0."""
+    from torchvision.models.detection._utils import overwrite_eps
+    from torchvision.ops import FrozenBatchNorm2d
+
+    model = create_network("faster_rcnn_r50_fpn", "random:0").module
+    norms = [m for m in model.modules() if "BatchNorm" in type(m).__name__]
+    assert len(norms) == 53 and all(type(m) is FrozenBatchNorm2d and m.eps == 0 for m in norms)
+    overwrite_eps(model, 0.0)  # what torchvision does: nothing is left to do
+
+
 def test_detector_equals_torchvision(networks):
     """Boxes, scores and labels against torchvision's own forward; RoI features against a direct pooling of its maps."""
     from torchvision.ops import MultiScaleRoIAlign

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FrozenBatchNorm2d
 
 from errors import UserError
 
@@ -21,9 +25,10 @@ class FasterRcnn(Network):
 
     def __init__(self, spec: NetworkSpec) -> None:
         options = spec.options
-        model = fasterrcnn_resnet50_fpn(
-            weights=None,
-            weights_backbone=None,
+        # As torchvision builds it for its COCO weights, whose frozen batch norms have eps 0 (`overwrite_eps`).
+        norm = partial(FrozenBatchNorm2d, eps=0.0)
+        model = FasterRCNN(
+            resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm, trainable_layers=0),
             num_classes=options["classes"],
             min_size=spec.resize["size"],
             max_size=spec.resize["max_size"],
