@@ -226,7 +226,7 @@ store_option = click.Path(exists=True, path_type=Path)
 @click.option("--fit", default="train", show_default=True, type=click.Choice(["train", "trainval"]))
 @click.option("--epochs", type=int, help="Epochs [the method's own].")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", help="cpu, cuda, cuda:1 ... [CUDA when there is one].")
+@click.option("--device", help="auto, cpu, cuda, cuda:1 ... [auto].")
 @click.option("--allow-random", is_flag=True, help="Train on features of random weights.")
 @click.option("--allow-incomplete", is_flag=True, help="Mask rows that are still pending.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -255,7 +255,7 @@ def moved_stores(options: dict) -> dict | None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="val", show_default=True, metavar="[SCHEME:]PART")
 @moved_store_options
-@click.option("--device", help="cpu, cuda, cuda:1 ... [CUDA when there is one].")
+@click.option("--device", help="auto, cpu, cuda, cuda:1 ... [auto].")
 @click.option("--allow-incomplete", is_flag=True, help="Count rows that are still pending as wrong.")
 @click.option("--json", "as_json", is_flag=True)
 def evaluate(run, as_json, **options):

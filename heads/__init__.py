@@ -85,8 +85,13 @@ def _from_file(name: str):
     if not file.is_file():
         raise UserError(f"{name}: no file at {file}")
     spec = importlib.util.spec_from_file_location(f"clipbank_plugin_{file.stem}", file)
+    if spec is None:
+        raise UserError(f"{name}: {file} is no Python file (NAME.py)")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the file does, it is the user's to mend
+        raise UserError(f"{name}: running {file} failed: {type(error).__name__}: {error}") from error
     head = getattr(module, attribute, None)
     lacking = [part for part in ("Config", "reads", "dims", "loss") if not hasattr(head, part)]
     if head is None or lacking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from heads import metrics
 from pipelines.run_folder import Run, open_run
 from stores import ClipDataset
 
-__all__ = ["evaluate", "figures", "predict_scores", "prefetch"]
+__all__ = ["evaluate", "figures", "predict_scores", "prefetch", "unknown_ancestors"]
 
 EVALUATION_BATCH = 64
 
@@ -31,18 +32,20 @@ def evaluate(
 ) -> dict:
     """Evaluate a run's best head on a split; the figures are also written to `<run>/metrics_<split>.json`.
 
-    stores: {role: store or path} where they have moved since. Clips without features count as wrong, never as
-    absent, and the coverage says how many there are. Returns what `figures` returns, with `split` and `epoch`.
+    stores: {role: store or path} of those that have moved since; the others are where run.json says. Clips without
+    features count as wrong, never as absent, and the coverage says how many there are. Returns what `figures` returns,
+    with `split`, `epoch` and `unknown_ancestors`; those are warned of too, because they may have seen these clips.
 
     Raises UserError: clips that this head or an ancestor of its features was trained on (unless `allow_seen`),
     stores of another recipe, a split without labels.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    opened = run.open_stores() if stores is None else dict(stores)
+    opened = run.open_stores(stores)
     head, metadata = run.best_head()
     dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
-    for role in opened:
-        run.check_store(role, dataset.stores[role])
+    unknown = unknown_ancestors(run.facts["lineage"])
+    if unknown:
+        warnings.warn(unknown_line(unknown), stacklevel=2)
     if not allow_seen:
         seen = seen_by(dataset, [run.facts["trained_on"], *run.facts["lineage"]])
         if seen:
@@ -53,6 +56,7 @@ def evaluate(
     device = pick_device(device)
     scores = predict_scores(head.to(device), dataset, device, progress=progress)
     result = {"split": split, "epoch": metadata["epoch"], **figures(scores, dataset, run.prior())}
+    result["unknown_ancestors"] = unknown
     if run.facts["dataset"]["name"].split(":")[0] == "epic55":
         result["many_shot"] = _many_shot(scores, dataset, run.prior())
     run.write_json(f"metrics_{split.replace(':', '-')}.json", result)
@@ -103,6 +107,24 @@ def seen_by(dataset: ClipDataset, lineage: list[dict]) -> str:
                 f"{who} was trained on {own} {ancestor.get('split') or '(all)'}, which holds {overlap} of these clips"
             )
     return ""
+
+
+def unknown_ancestors(lineage: list[dict]) -> list[str]:
+    """Ancestors of which nobody said what they were trained on, such as a local .pt without metadata."""
+    names = []
+    for entry in lineage:
+        if str(entry.get("dataset") or "unknown") == "unknown":
+            name, file = entry.get("name", "an ancestor of its features"), entry.get("file")
+            names.append(f"{name} ({file})" if file else name)
+    return list(dict.fromkeys(names))
+
+
+def unknown_line(names: list[str]) -> str:
+    """What to tell the person about `unknown_ancestors`."""
+    return (
+        f"nobody said what the weights behind {', '.join(names)} were trained on: if they saw the clips that are"
+        " evaluated, the figures are too good"
+    )
 
 
 def clip_dataset(head, stores: Mapping[str, object], split: str, **options) -> ClipDataset:
@@ -174,17 +196,24 @@ def to_device(batch, device):
 
 
 def pick_device(device: str | None) -> str:
-    """The device asked for, else the first GPU if there is one. Raises UserError for one that is not there."""
+    """cpu, cuda, cuda:1 ...; None and "auto" are the first GPU if there is one. Raises UserError for one that is not
+    there."""
     import torch
 
-    if device is None:
+    if device is None or device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"--device {device}: not one of cpu, cuda, cuda:1 ...") from error
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+        asked = torch.device(device)
+    except RuntimeError:
+        asked = None
+    if asked is None or asked.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: not one of auto, cpu, cuda, cuda:1 ...")
+    if asked.type == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not there:
+            raise UserError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+        if (asked.index or 0) >= there:
+            raise UserError(f"--device {device}: there are {there} CUDA devices here, the last is cuda:{there - 1}")
     return device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from errors import UserError
 from pipelines.evaluation import clip_dataset, to_device
 from pipelines.run_folder import Run, open_run
+from stores.manifest import write_durable
 
 __all__ = ["attention_pictures", "training_curve"]
 
@@ -36,7 +38,10 @@ def attention_pictures(
     by default those the store names, else the numbers. Under each frame stand the weights of its boxes for the noun
     ("verb attends noun") and for the verb ("noun attends verb"), as shares of the whole list, in percent.
 
-    Raises UserError: a head without attention, a clip that is not in the split.
+    stores: {role: store or path} of those that have moved since the training.
+
+    Raises UserError: a head without attention, a clip that is not in the split, a split without any features, a
+    picture that cannot be written.
     """
     import torch
 
@@ -44,9 +49,11 @@ def attention_pictures(
     head, _ = run.best_head()
     if "objects" not in head.reads:
         raise UserError(f"{run.path}: head {run.head_name} reads no objects, so there is no attention to show")
-    opened = run.open_stores() if stores is None else stores
+    opened = run.open_stores(stores)
     dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
     items = _chosen(dataset, clips, n)
+    if not items:
+        raise UserError(f"{run.path}: no clip of split {split!r} has features, so there is no attention to show")
     batch = dataset.batch(items)
     with torch.inference_mode():
         out = {key: value.numpy() for key, value in head(to_device(batch, "cpu")).items()}
@@ -139,10 +146,7 @@ def _draw(path: Path, title: str, frames: list[tuple[float, dict]], frame_at: Ca
         axes[0, 0].text(0.5, 0.5, "no objects were seen", ha="center")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return _save(figure, path)
 
 
 def _weights(axis, name: str, weights: np.ndarray | None, below: float) -> None:
@@ -195,10 +199,15 @@ def training_curve(run: str | Path | Run) -> Path:
     )
     loss.set_title(f"{run.head_name} on {run.facts['dataset']['name']}, seed {run.facts['seed']}", fontsize=10)
     figure.tight_layout()
-    path = run.path / "pictures" / "training_curve.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return _save(figure, run.path / "pictures" / "training_curve.png")
+
+
+def _save(figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all, and forget it. Raises UserError or MachineError."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    _pyplot().close(figure)
+    write_durable(path, data.getvalue())
     return path
 
 

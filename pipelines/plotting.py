@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,17 +25,33 @@ def plot_run(
     data: str | Path | None = None,
     videos: str | Path | None = None,
     clips: int = 6,
+    stores: Mapping[str, object] | None = None,
+    split: str | None = None,
 ) -> list[Path]:
-    """Write `<run>/pictures`: the training curve, and for heads that attend to boxes, `clips` validation clips.
+    """Write `<run>/pictures`: the training curve, and for heads that attend to boxes, `clips` clips of a split.
 
     dataset, data, videos: where the frames come from, by default the dataset that the run's stores name.
+    stores: {role: store or path} of those that have moved since the training.
+    split: by default val, or train where there is no val.
     """
+    if clips < 1:
+        raise UserError(f"--clips must be at least 1, got {clips}")
     opened = open_run(run)
+    reads = get_head(opened.head_name).reads
     paths = [training_curve(opened)]
-    if "objects" in get_head(opened.head_name).reads:
+    if "objects" in reads:
+        there = opened.open_stores(stores)
+        parts = {str(part) for part in there[next(iter(reads))].clips.get("split", ())}
         name = dataset or opened.facts["dataset"]["name"]
         source = load_dataset(name, data_root=data, videos=videos)
-        paths += attention_pictures(opened, clips, frame_at=frames_of(source))
+        paths += attention_pictures(
+            opened,
+            clips,
+            frame_at=frames_of(source),
+            split=split or ("val" if "val" in parts else "train"),
+            stores=there,
+            allow_incomplete=opened.facts["allow_incomplete"],
+        )
     return paths
 
 

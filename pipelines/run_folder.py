@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,11 +24,11 @@ import numpy as np
 from errors import UserError
 from heads import create_head, get_head
 from stores import open_store
-from stores.manifest import recipe_difference, write_durable
+from stores.manifest import recipe_difference, storage_errors, write_durable
 
 __all__ = ["Run", "load_tensors", "open_run", "save_tensors", "store_facts"]
 
-_ASIDE = ("made", "format")  # facts that may differ between a run and its resumption
+_ASIDE = ("made", "format", "unknown_ancestors")  # may differ between a run and its resumption, or follow from others
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,32 @@ class Run:
         """mu(verb, noun): (verbs, nouns) float64."""
         return np.load(self.path / "action_prior.npy", allow_pickle=False)
 
-    def open_stores(self) -> dict:
-        """The stores it was trained on, by role. Raises UserError if one is gone or holds another recipe now."""
+    def open_stores(self, moved: Mapping[str, object] | None = None) -> dict:
+        """The stores it was trained on, by role; `moved`: {role: store or path} of those that lie elsewhere now.
+
+        Raises UserError if one is gone or holds another recipe now.
+        """
+        moved = {role: store for role, store in (moved or {}).items() if store is not None}
         opened, by_path = {}, {}
-        for role, fact in self.facts["stores"].items():
-            if fact["path"] not in by_path:
-                if not Path(fact["path"]).exists():
-                    raise UserError(
-                        f"{self.path}: its {role} store is not at {fact['path']} any more; say where it is now"
-                    )
-                by_path[fact["path"]] = open_store(fact["path"])
-            store = opened[role] = by_path[fact["path"]]
+        for role in dict.fromkeys([*self.facts["stores"], *moved]):
+            store = moved[role] if role in moved else self._place(role)
+            if isinstance(store, (str, Path)):
+                path = Path(store).resolve()
+                if path not in by_path:  # a store in two roles is opened, and later read, once
+                    by_path[path] = open_store(path)
+                store = by_path[path]
             self.check_store(role, store)
+            opened[role] = store
         return opened
+
+    def _place(self, role: str) -> str:
+        path = self.facts["stores"][role]["path"]
+        if not Path(path).exists():
+            raise UserError(
+                f"{self.path}: its {role} store is not at {path} any more; say where it is now with --{role} PATH"
+                " (of evaluate and plot: --verb, --noun, --objects)"
+            )
+        return path
 
     def check_store(self, role: str, store) -> None:
         """Refuses a store whose recipe is not the one that this run was trained on."""
@@ -116,9 +130,9 @@ def open_run(path: str | Path) -> Run:
     path = Path(path)
     try:
         facts = json.loads((path / "run.json").read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is no run folder: it has no run.json") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}/run.json is damaged ({error}); train again into a new folder") from None
     if facts.get("format") != 1:
         raise UserError(f"{path}/run.json has format {facts.get('format')!r}; this version reads format 1")
@@ -128,19 +142,27 @@ def open_run(path: str | Path) -> Run:
 def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
     """Create a run folder, or open the one that is there for the same training: (run, it was there).
 
-    Raises UserError when another training lives there; the message lists the fields that differ.
+    Where the stores have moved since, run.json names their new places from then on. Raises UserError when another
+    training lives there (the message lists the fields that differ) or the folder cannot be made.
     """
     path = Path(path)
     facts = json.loads(json.dumps({"format": 1, **facts}))
-    if (path / "run.json").is_file():
+    with storage_errors(path):
+        begun = (path / "run.json").is_file()
+    if begun:
         there = open_run(path)
         lines = recipe_difference(_identity(there.facts), _identity(facts))
         if lines:
             raise UserError(
                 f"{path} holds another training; choose another --out. " + "; ".join(lines).replace("the store", "it")
             )
-        return Run(path, {**there.facts, "stores": facts["stores"]}), True
-    path.mkdir(parents=True, exist_ok=True)
+        places = {role: {**fact, "path": facts["stores"][role]["path"]} for role, fact in there.facts["stores"].items()}
+        run = Run(path, {**there.facts, "stores": places})
+        if run.facts != there.facts:
+            run.write_json("run.json", run.facts)
+        return run, True
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
     run = Run(path, facts)
     run.write_json("run.json", facts)
     return run, False

@@ -27,6 +27,8 @@ from pipelines.evaluation import (
     prefetch,
     seen_by,
     to_device,
+    unknown_ancestors,
+    unknown_line,
 )
 from pipelines.find_stores import find_stores
 from pipelines.provenance import run_facts
@@ -152,6 +154,9 @@ def train_head(
     head = head_class(config)
     fitted = clip_dataset(head, stores, fit, allow_incomplete=allow_incomplete, keep_bytes=KEEP_BYTES)
     lineage = _lineage(stores)
+    unknown = unknown_ancestors(lineage)
+    if unknown:
+        say(unknown_line(unknown))
     validation = _validation(head, stores, fit, lineage, allow_incomplete, say)
     device = pick_device(device)
     facts = {
@@ -162,6 +167,7 @@ def train_head(
         "dataset": {"name": fitted.dataset_name, "classes": classes},
         "trained_on": {"name": f"this {name}", "dataset": fitted.dataset_name, "split": fit},
         "lineage": lineage,
+        "unknown_ancestors": unknown,
         "random_features": any(_is_random(entry) for entry in lineage),
         "allow_incomplete": allow_incomplete,
         "stores": {role: store_facts(store) for role, store in stores.items()},
@@ -195,10 +201,7 @@ class _Loop:
         self.usable = np.flatnonzero(fitted.ok & (labels["verb"] >= 0) & (labels["noun"] >= 0))
         if not len(self.usable):
             raise UserError("no training clip has features and labels")
-        _, once = np.unique(fitted.clips[self.usable], return_index=True)
-        clips = self.usable[once]  # every clip counts once, however many draws of it are cached
-        sizes = head.config.verbs, head.config.nouns
-        self.prior = action_prior(labels["verb"][clips], labels["noun"][clips], *sizes, config.prior)
+        self.prior = _prior(fitted.split_labels(run.facts["fit"]), head.config, config.prior)
         self.optimiser = torch.optim.SGD(
             head.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
@@ -227,11 +230,12 @@ class _Loop:
         self.run.write_json(
             "metrics.json",
             {
-                **self.best,
+                **{key: value for key, value in self.best.items() if key != "score"},  # no figure of its own
                 "trained_clips": len(np.unique(self.fitted.clips[self.usable])),
                 "training_coverage": rows["ok"] / rows["items"],
                 "training_rows": rows,
                 "loss": self.history[self.best["epoch"] - 1]["loss"],
+                "unknown_ancestors": unknown_ancestors(self.run.facts["lineage"]),
             },
         )
 
@@ -386,7 +390,10 @@ def _lineage(stores: Mapping) -> list[dict]:
     """What every network behind these stores was trained on: {"name": store, "dataset", "split", ...}."""
     entries = []
     for store in stores.values():
-        for entry in store.manifest.lineage:
+        said, origin = store.manifest.lineage, store.manifest.spec.get("weights_origin", "none")
+        if not said and origin != "none":  # a network of one's own that brings its weights along
+            said = [{"dataset": "unknown", "split": "unknown", "file": origin}]
+        for entry in said:
             named = {"name": Path(store.path).name, **entry}
             if named not in entries:
                 entries.append(named)
@@ -405,6 +412,12 @@ def _validation(head, stores, fit: str, lineage, allow_incomplete: bool, say) ->
         say(f"no validation: {seen}")
         return None
     return dataset
+
+
+def _prior(labels: Mapping[str, np.ndarray], config, kind: str) -> np.ndarray:
+    """mu of eq. 3.14: annotations say how often an action occurs, so clips whose features failed count as well."""
+    known = (labels["verb"] >= 0) & (labels["noun"] >= 0)
+    return action_prior(labels["verb"][known], labels["noun"][known], config.verbs, config.nouns, kind)
 
 
 def _part(chosen: Mapping, config) -> dict:

@@ -130,13 +130,6 @@ class ClipDataset:
         mask = self._mask(split)
         return {name: column[mask].astype(np.int64) for name, column in self._columns.items()}
 
-    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """{role: {array: row shape}} of the arrays that are read."""
-        return {
-            role: {name: tuple(self.stores[role].manifest.arrays[name].row_shape) for name in names}
-            for role, names in self._arrays.items()
-        }
-
     # --- items ---
 
     def __getitem__(self, index: int) -> dict:

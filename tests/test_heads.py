@@ -97,6 +97,17 @@ def test_plug_in(tmp_path):
             heads.create_head(wrong)
 
 
+@pytest.mark.parametrize("body", ["1 / 0", "import no_such_module", "raise SystemExit(3)", "def ("])
+def test_a_plug_in_that_cannot_run(tmp_path, body):
+    file = tmp_path / "h2.py"
+    file.write_text(body + "\n")
+    with pytest.raises(UserError, match=r"h2\.py failed: (ZeroDivision|ModuleNotFound|Syntax|SystemExit)"):
+        heads.get_head(f"py:{file}:H")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match="no Python file"):
+        heads.get_head(f"py:{tmp_path}/notes.txt:H")
+
+
 # --- every head ---
 
 

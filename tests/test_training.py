@@ -2,22 +2,28 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_stores import CLIP_ARRAYS, all_stores, clip_store, object_store
+from synthetic_stores import CLIP_ARRAYS, NOUNS, VERBS, all_stores, clip_store, clips_table, object_store
 
 from errors import MachineError, UserError
-from pipelines.evaluation import evaluate, predict_scores
+from heads.metrics import action_prior
+from pipelines.evaluation import evaluate, pick_device, predict_scores
 from pipelines.find_stores import find_stores
 from pipelines.run_folder import load_tensors, open_run
 from pipelines.settings import parse_settings
 from pipelines.training import TrainingConfig, train_head
+from stores import open_store
+from stores.zarr_store import write_manifest
 
 QUICK = {"lr": 0.1, "last_lr": 0.01, "batch_size": 8}
 
@@ -115,8 +121,49 @@ def test_features_that_saw_the_validation_clips_give_no_figures(tmp_path):
     assert open_run(run).facts["lineage"][0] == {"name": "i3d_rgb.zarr", **lineage[0]}
 
 
+def test_weights_of_unknown_training_are_told(tmp_path):
+    lineage = [{"dataset": "unknown", "split": "unknown", "classes": 0, "file": "mine.pt"}]
+    store = clip_store(tmp_path, lineage=lineage)
+    objects = object_store(tmp_path)
+    spec = {**objects.manifest.spec, "weights_origin": "my detector"}  # a plug-in that brings its own weights
+    write_manifest(objects.path, replace(objects.manifest, spec=spec))
+    trio = {"verb": store, "noun": store, "objects": open_store(objects.path)}
+    run, said = train(trio, tmp_path / "run", epochs=1)
+    names = ["i3d_rgb.zarr (mine.pt)", "faster_rcnn.zarr (my detector)"]
+    assert sum("nobody said what the weights behind " + ", ".join(names) in line for line in said) == 1
+    assert open_run(run).facts["unknown_ancestors"] == metrics_of(run)["unknown_ancestors"] == names
+    with pytest.warns(UserWarning, match="mine.pt"):
+        assert evaluate(run, progress=False)["unknown_ancestors"] == names
+    assert json.loads((run / "metrics_val.json").read_text())["unknown_ancestors"] == names
+
+
+def test_known_weights_are_not_warned_of(trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert evaluate(trained["saoa"], progress=False)["unknown_ancestors"] == []
+    assert metrics_of(trained["saoa"])["unknown_ancestors"] == []
+
+
+def test_the_prior_counts_clips_without_features(tmp_path):
+    clips = clips_table(4)
+    clips["noun"] = clips["noun"].copy()
+    clips["noun"][7] = -1  # without a label it cannot count
+    store = clip_store(tmp_path, failed=range(9), clips=clips)  # all draws of the first three clips
+    run, _ = train({"verb": store, "noun": store}, tmp_path / "run", "whole_frame", epochs=1)
+    counted = np.delete(np.arange(30), 7)
+    assert metrics_of(run)["trained_clips"] == 26
+    assert np.array_equal(
+        open_run(run).prior(), action_prior(clips["verb"][counted], clips["noun"][counted], VERBS, NOUNS)
+    )
+
+
 def test_trainval_has_no_validation(stores, tmp_path):
-    run, said = train(stores, tmp_path / "run", fit="trainval", epochs=1)
+    run, said = train(stores, tmp_path / "run", fit="trainval", epochs=2)
+    figures = metrics_of(run)
+    assert figures["epoch"] == 2 and not {"score", "verb", "action", "clips"} & set(figures)
+    assert np.isclose(open_run(run).prior().sum(), 1) and "val_verb_top1" not in open_run(run).log()[0]
+    _, again = train(stores, run, fit="trainval", epochs=2)
+    assert any("nothing to do" in line for line in again)
     assert metrics_of(run)["trained_clips"] == 80 and any("no validation: fitting on trainval" in s for s in said)
     with pytest.raises(UserError, match="trainval"):
         evaluate(run, "val", progress=False)
@@ -195,6 +242,35 @@ def test_killed_with_9_and_rerun(stores, tmp_path):
     killed, _ = train(stores, tmp_path / "killed", epochs=6)
     assert same_tensors(whole / "last.safetensors", killed / "last.safetensors")
     assert same_tensors(whole / "best.safetensors", killed / "best.safetensors")
+
+
+def test_stores_that_moved(tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    trio = all_stores(old)
+    run, _ = train(trio, tmp_path / "run", epochs=1)
+    kept = evaluate(run, progress=False)
+    new.mkdir()
+    place = shutil.move(trio["objects"].path, new / "boxes.zarr")
+    with pytest.raises(UserError, match="objects store is not at .*--objects PATH .of evaluate and plot: --verb, --no"):
+        evaluate(run, progress=False)
+    assert evaluate(run, stores={"objects": place, "verb": None}, progress=False) == kept
+    from pipelines import plotting
+
+    monkeypatch.setattr(plotting, "load_dataset", lambda *_, **__: None)
+    monkeypatch.setattr(plotting, "frames_of", lambda _: frame_at)
+    assert len(plotting.plot_run(run, clips=2, stores={"objects": str(place)})) == 3
+    with pytest.raises(UserError, match="no things store"):
+        evaluate(run, stores={"objects": place, "things": place}, progress=False)
+    other = clip_store(tmp_path / "third", weights="other")
+    with pytest.raises(UserError, match=r"not what .* was trained on \(verb\)"):
+        evaluate(run, stores={"objects": place, "verb": other}, progress=False)
+    # Training again, all done already, notes the new place and nothing else.
+    before = json.loads((run / "run.json").read_text())
+    train({**trio, "objects": open_store(place)}, run, epochs=1)
+    after = json.loads((run / "run.json").read_text())
+    assert after["stores"]["objects"].pop("path") == str(place)
+    before["stores"]["objects"].pop("path")
+    assert after == before and evaluate(run, progress=False) == kept
 
 
 def test_damaged_checkpoint(stores, tmp_path):
@@ -310,6 +386,30 @@ def test_wrong_use(stores, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_place_that_cannot_be_written(stores, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for out in (file, file / "x"):
+        with pytest.raises(UserError, match="cannot write .*file"):
+            train(stores, out, "whole_frame")
+        with pytest.raises(UserError, match="no run folder"):
+            evaluate(out)
+
+
+def test_pick_device(monkeypatch):
+    import torch
+
+    assert pick_device("auto") == pick_device(None) and pick_device("cpu") == "cpu"
+    for wrong in ("meta", "mps", "gpu", ""):
+        with pytest.raises(UserError, match="not one of auto, cpu, cuda"):
+            pick_device(wrong)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda") == pick_device("auto") == "cuda" and pick_device("cuda:1") == "cuda:1"
+    with pytest.raises(UserError, match="cuda:9: there are 2 CUDA devices here, the last is cuda:1"):
+        pick_device("cuda:9")
+
+
 def test_a_loss_that_explodes_is_an_error(stores, tmp_path):
     with pytest.raises(MachineError, match="smaller lr"):
         train(stores, tmp_path / "run", set={"lr": 1e30, "batch_size": 8})
@@ -355,6 +455,37 @@ def test_find_stores(tmp_path):
     assert set(found) == {"verb", "noun"}
 
 
+def test_a_folder_that_is_no_store_is_left_out(tmp_path):
+    near, far = tmp_path / "near", tmp_path / "far"
+    clip_store(far / "toy"), object_store(far / "toy")
+    (near / "toy" / "i3d_rgb.zarr" / "rows").mkdir(parents=True)  # half copied
+    found, lines = find_stores(READS, features=[near, far])
+    assert found["verb"].path == far / "toy" / "i3d_rgb.zarr"
+    assert [line for line in lines if "left out" in line and "the copy is not finished" in line] == lines[3:]
+    with pytest.raises(UserError, match="left out: .*i3d_rgb.zarr is not a store"):
+        find_stores(READS, features=[near])
+
+
+def test_damage_of_a_store_is_raised_where_it_is_needed(tmp_path):
+    clip_store(tmp_path / "toy"), object_store(tmp_path / "toy")
+    root = tmp_path / "toy" / "faster_rcnn.zarr" / "zarr.json"
+    root.write_text(root.read_text().replace('"faster_rcnn"', '"faster_rcnm"'))
+    with pytest.raises(MachineError, match="faster_rcnn.zarr.*damaged or edited"):
+        find_stores(READS, features=[tmp_path])
+    assert set(find_stores(READS, features=[tmp_path], given={"objects": "mine"})[0]) == {"verb", "noun"}
+
+
+def test_what_find_stores_advises(tmp_path):
+    store = clip_store(tmp_path / "mine", dataset="mine")
+    write_manifest(store.path, replace(store.manifest, dataset={**store.manifest.dataset, "family": ""}))
+    command = "cli.py extract --dataset mine.csv --videos DIR --backbone i3d --for saoa$"
+    with pytest.raises(UserError, match=command):
+        find_stores(READS, features=[tmp_path])
+    object_store(tmp_path / "mine", "a"), object_store(tmp_path / "mine", "b")
+    with pytest.raises(UserError, match="^mine: several stores hold objects: .*--objects .*a.zarr or .*b.zarr$"):
+        find_stores(READS, features=[tmp_path])  # nothing to extract
+
+
 def test_several_datasets(tmp_path):
     for name in ("one", "two"):
         clip_store(tmp_path / name, dataset=name), object_store(tmp_path / name, dataset=name)
@@ -397,3 +528,38 @@ def test_pictures(trained):
         attention_pictures(trained["whole_frame"], frame_at=frame_at)
     with pytest.raises(UserError, match="clip 'x' is not in this split"):
         attention_pictures(trained["saoa"], frame_at=frame_at, clips=["x"])
+
+
+def test_pictures_of_what_there_is(tmp_path, monkeypatch):
+    from pipelines import plotting
+
+    asked = []
+    monkeypatch.setattr(plotting, "load_dataset", lambda *_, **__: None)
+    monkeypatch.setattr(plotting, "frames_of", lambda _: frame_at)
+    pictures = plotting.attention_pictures
+    monkeypatch.setattr(plotting, "attention_pictures", lambda *a, **k: asked.append(k) or pictures(*a, **k))
+    clips = {**clips_table(1), "split": np.array(["train"] * 10, object)}  # no val, as in most CSVs
+    store = clip_store(tmp_path, videos=1, clips=clips, pending=[0])
+    trio = {"verb": store, "noun": store, "objects": object_store(tmp_path, videos=1)}
+    run, _ = train(trio, tmp_path / "run", epochs=1, allow_incomplete=True)
+    paths = plotting.plot_run(run, clips=2)
+    assert [path.name for path in paths] == ["training_curve.png", "attention_clip1.png", "attention_clip9.png"]
+    assert asked[-1]["split"] == "train" and asked[-1]["allow_incomplete"] is True
+    with pytest.raises(UserError, match="no clip is in split 'val'"):
+        plotting.plot_run(run, split="val")
+    with pytest.raises(UserError, match="--clips must be at least 1"):
+        plotting.plot_run(run, clips=0)
+    shutil.rmtree(run / "pictures")
+    (run / "pictures").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write .*training_curve.png"):
+        plotting.plot_run(run)
+
+
+def test_a_split_without_features_has_no_pictures(tmp_path):
+    from pipelines.pictures import attention_pictures
+
+    store = clip_store(tmp_path, failed=range(90, 100))
+    trio = {"verb": store, "noun": store, "objects": object_store(tmp_path)}
+    run, _ = train(trio, tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="no clip of split 'val' has features"):
+        attention_pictures(run, frame_at=frame_at)
