@@ -40,3 +40,13 @@ def test_import_needs_no_torch(module):
 def test_reading_a_store_needs_no_torch():
     code = "import sys, stores.reader, stores.maintain, stores.clip_dataset; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_extraction_keeps_what_the_heads_read():
+    """`--for HEAD` is planned without importing torch, so the planner has a table of its own."""
+    from heads import get_head
+    from pipelines.planning import KEEP_FOR_HEAD
+
+    for name, kept in KEEP_FOR_HEAD.items():
+        reads = get_head(name).reads
+        assert set(kept) == {array for role in ("verb", "noun") for array in reads[role]}, name
