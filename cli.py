@@ -499,7 +499,7 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = number
         self.event.set()
-        say("\nstopping after the units in work (again to stop at once; either way nothing written is lost)")
+        say("\nstopping after the batches in work (again to stop at once; either way nothing written is lost)")
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def extract(
     """Compute every store that the request needs; returns one report a store.
 
     device: "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1" ...
-    stop: when set, the units in work are finished and committed and nothing more is begun.
+    stop: when set, the batches in work are finished and what there is of their units is committed.
     announce: takes lines meant for a person. progress: makes a bar from (title, total), with
     `update(rows)`, `set_postfix_str(text)` and `close()` as tqdm has them.
     Raises `UserError` before anything is computed when the request cannot be met as it stands (weights that are
@@ -215,7 +215,11 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
 
     def decode(unit: Unit) -> Iterator[Batch]:
         todo[unit.start : unit.stop] &= store.status(unit) != OK  # another process may have been here since
-        return decode_unit(job, store, unit, todo, batch_size, videos)
+        for batch in decode_unit(job, store, unit, todo, batch_size, videos):
+            yield batch
+            if stop.is_set():
+                report.stopped = True
+                return
 
     def commit(results: UnitResults) -> None:
         start = time.monotonic()
@@ -246,6 +250,8 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
                     bar.set_postfix_str(f"{len(report.failed_now):,} failed")
                 if results.complete:
                     writer.submit(commit, open_units.pop(batch.unit.index))
+            for results in open_units.values():  # stopped within a unit: its other rows stay pending
+                writer.submit(commit, results)
     except StoreSealed:
         announce(f"{job.path}: another process has finished and sealed this store")
     finally:
@@ -307,7 +313,7 @@ class UnitResults:
 
 
 def choose_device(device: str) -> str:
-    """ "auto" is CUDA when there is one."""
+    """The device asked for; for "auto", CUDA when there is one."""
     if device != "auto":
         return device
     import torch

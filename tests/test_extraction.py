@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -420,7 +421,7 @@ def test_signals_stop_at_a_unit_and_say_so(kitchen, tmp_path, number, code):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert "stopping after the units in work" in err and "rows are pending; run again" in out
+    assert "stopping after the batches in work" in err and "rows are pending; run again" in out
     store = open_store(tmp_path / "f" / "small" / "tiny3d.zarr")
     done = (store.status() == 1).sum()
     assert 0 < done < 400 and done % 2 == 0
@@ -508,6 +509,30 @@ def test_units_that_another_process_finished_are_not_computed_again(kitchen, tmp
     (report,) = extract(ask(kitchen, tmp_path), progress=lambda title, total: bar)
     assert bar.other[0].complete and bar.other[0].computed >= 8
     assert report.computed < 10 and report.pending == 0
+
+
+def test_a_stop_within_a_unit_keeps_its_rows_and_resumes_to_the_same_bytes(kitchen, tmp_path):
+    stop = threading.Event()
+
+    class Bar:
+        """A progress bar that asks to stop after the first batch."""
+
+        def update(self, rows):
+            stop.set()
+
+        def set_postfix_str(self, text):
+            self.text = text
+
+        def close(self):
+            self.closed = True
+
+    options = {"unit_rows": 10, "batch_size": 2}
+    (whole,) = extract(ask(kitchen, tmp_path / "whole", **options))
+    (report,) = extract(ask(kitchen, tmp_path / "f", **options), stop=stop, progress=lambda title, total: Bar())
+    store = open_store(report.store)
+    assert report.stopped and 2 <= report.computed < 10 and report.computed == (store.status() == 1).sum()
+    (report,) = extract(ask(kitchen, tmp_path / "f", **options))
+    assert report.complete and contents(Path(report.store)) == contents(Path(whole.store))
 
 
 def test_shares_of_a_retry_do_not_lock_each_other_out(kitchen, tmp_path):
