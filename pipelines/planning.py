@@ -232,11 +232,9 @@ class Job:
 
     def geometry(self, width: int, height: int) -> list[float]:
         """(sx, sy, ox, oy) from relative frame coordinates to cells of this store's map (relative for detectors)."""
-        outputs = self.spec.outputs
-        shape = next((outputs[name][0] for name in ("spatial", "map") if name in outputs), None)
-        if shape is None:
+        if self.spec.map_size is None:
             return [1.0, 1.0, 0.0, 0.0]
-        return [float(value) for value in geometry(self.resize, width, height, shape[-3], shape[-2])]
+        return [float(value) for value in geometry(self.resize, width, height, *self.spec.map_size)]
 
     def recipe(self, network) -> dict:
         """Everything that determines a row's values from its window (DESIGN section 3)."""

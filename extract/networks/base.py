@@ -68,10 +68,7 @@ class Network:
     @property
     def map_size(self) -> tuple[int, int] | None:
         """(H', W') of the feature map, for placing boxes on it; None where no map has a fixed size."""
-        for name in ("spatial", "map"):
-            if name in self.spec.outputs:
-                return self.spec.outputs[name][0][-3:-1]
-        return None
+        return self.spec.map_size
 
     # -- where and how it runs ---------------------------------------------------------------------------------
 

@@ -110,6 +110,12 @@ class NetworkSpec:
         """(height, width) of every frame the network is given, or None where it depends on the video."""
         return clip_input_size(self.resize)
 
+    @property
+    def map_size(self) -> tuple[int, int] | None:
+        """(H', W') of the feature map, for placing boxes on it; None where no map has a fixed size."""
+        shape = next((self.outputs[name][0] for name in ("spatial", "map") if name in self.outputs), None)
+        return None if shape is None else shape[-3:-1]
+
     def recipe(self) -> dict[str, Any]:
         """The part of a store's recipe that the network decides, as plain JSON (without the weights' hash)."""
         return {key: _plain(getattr(self, key)) for key in _RECIPE}
