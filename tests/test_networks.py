@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from network_cases import BOXES, CASES, golden, inputs, natural, row_of
 from tolerances import TOLERANCES
 
 from errors import UserError
@@ -20,19 +21,6 @@ from extract.weights import RandomWeightsWarning, random_value
 warnings.simplefilter("ignore", RandomWeightsWarning)
 ROOT = Path(__file__).resolve().parents[1]
 
-# every registry entry, with options small enough for two cores
-SMALL_CLIP = {"clip_len": 16, "resize": {"mode": "squash", "size": 64}}
-CASES = {
-    "i3d_rgb": SMALL_CLIP,
-    "i3d_flow": SMALL_CLIP,
-    "tiny3d": {},
-    "null": SMALL_CLIP,
-    "efficientnet_lite0": {"resize": {"mode": "squash", "size": 96}},
-    "efficientnet_lite0+boxes": {"boxes": True, "resize": {"mode": "squash", "size": 96}},
-    "faster_rcnn_r50_fpn": {"resize": {"mode": "detector", "size": 96}, "proposals": 100},
-}
-BOXES = np.array([[0.1, 0.1, 0.4, 0.5], [0.3, 0.2, 0.9, 0.9], [0.0, 0.0, 1.0, 1.0]], np.float32)
-
 
 @pytest.fixture(scope="module")
 def networks():
@@ -40,40 +28,17 @@ def networks():
 
     def get(case):
         if case not in made:
-            made[case] = create_network(case.removesuffix("+boxes"), "random:0", **CASES[case])
+            made[case] = create_network(case.partition("+")[0], "random:0", **CASES[case])
         return made[case]
 
     return get
-
-
-def natural(shape, seed):
-    """uint8 values with structure at every scale, so that features differ: smooth noise plus fine noise."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.normal(size=(*[max(2, n // 8) for n in shape[:-1]], shape[-1]))
-    for axis, n in enumerate(shape[:-1]):
-        coarse = np.repeat(coarse, -(-n // coarse.shape[axis]), axis=axis).take(range(n), axis=axis)
-    return np.clip(128 + 50 * coarse + 15 * rng.normal(size=shape), 0, 255).astype(np.uint8)
-
-
-def inputs(spec, n, seed=0):
-    height, width = spec.input_size or (96, 128)
-    shape = (height, width, spec.channels)
-    shape = (spec.clip_len, *shape) if spec.reads in ("rgb_clip", "flow") else shape
-    batch = {"frames": [natural(shape, seed + i) for i in range(n)]}
-    if spec.kind == "roi":
-        batch["boxes"] = [BOXES[: 1 + i % 3] for i in range(n)]
-    return batch
-
-
-def row_of(batch, i):
-    return {name: [column[i]] for name, column in batch.items()}
 
 
 # -- registry ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_entry_has_a_case():
-    assert {c.removesuffix("+boxes") for c in CASES} == set(list_networks(hidden=True))
+    assert {c.partition("+")[0] for c in CASES} == set(list_networks(hidden=True))
 
 
 def test_list_networks():
@@ -246,24 +211,6 @@ def test_device_and_precision_errors(networks):
 
 
 # -- I3D -----------------------------------------------------------------------------------------------------------
-
-
-def golden(shared, name, case):
-    """(input, {tensor: (values, flat indices or None, std, shape)}, tolerance) of a golden file."""
-    meta = json.loads((shared / "golden" / f"{name}.json").read_text())
-    values = np.load(shared / "golden" / f"{name}.npz")
-    record = meta["cases"][case]
-    wanted = {
-        tensor: (values[o["npz"]].reshape(-1), values.get(f"{o['npz']}@idx"), o["std"], tuple(o["shape"]))
-        for tensor, o in record["outputs"].items()
-    }
-    sys.path.insert(0, str(shared / "golden"))
-    try:
-        import fill_weights
-    finally:
-        sys.path.pop(0)
-    x = fill_weights.clip_input(record["input"]["key"], record["input"]["shape"])
-    return torch.from_numpy(x), wanted, meta["tolerance"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

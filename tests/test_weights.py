@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import extract.networks  # noqa: F401  (fills the table)
 from errors import UserError
 from extract import weights
 from extract.networks import create_network

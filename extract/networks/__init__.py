@@ -3,8 +3,21 @@
 Importing this package, listing networks and looking up a spec need no torch; creating a network does.
 """
 
-from . import efficientnet_lite0, faster_rcnn, i3d, small
-from .registry import create_backbone, create_network, list_networks, network_spec, register_network
+from . import (  # importing them registers them
+    efficientnet_lite0,  # noqa: F401
+    faster_rcnn,  # noqa: F401
+    i3d,  # noqa: F401
+    small,  # noqa: F401
+)
+from .registry import (
+    create_backbone,
+    create_network,
+    list_networks,
+    network_spec,
+    register_library,
+    register_network,
+    weights_options,
+)
 from .spec import NetworkSpec
 
 __all__ = [
@@ -14,10 +27,10 @@ __all__ = [
     "create_network",
     "list_networks",
     "network_spec",
+    "register_library",
     "register_network",
+    "weights_options",
 ]
-
-_BUILT_IN = (efficientnet_lite0, faster_rcnn, i3d, small)  # importing them registers them
 
 
 def __getattr__(name: str):

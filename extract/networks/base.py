@@ -117,6 +117,15 @@ class Network:
 
     # -- weights -----------------------------------------------------------------------------------------------
 
+    def load_weights(self, weights: str | None) -> None:
+        """Fill the weights and record `weights_hash`, `weights_origin` and `lineage`; `weights` as for create_network.
+
+        A network made of several, or of a library's own files, overrides it.
+        """
+        from .. import weights as weights_module
+
+        weights_module.load_into(self, weights)
+
     def convert_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Published key names to the module's own; a subclass overrides it where layouts differ."""
         return state
@@ -148,24 +157,21 @@ class Network:
         return self.module(x).float().movedim(1, -1)
 
     def run(self, batch: dict[str, list]) -> dict[str, np.ndarray]:
-        """One forward pass over a batch; row i of every output belongs to `batch["frames"][i]`.
+        """One forward pass over a batch; row i of every output belongs to its row i.
 
         Args:
-            batch: "frames": B uint8 arrays, (T, H, W, C) clips or (H, W, C) frames, or None for a row that failed:
-                it keeps its slot, zero-filled, and returns zeros. Roi networks also read "boxes": B float32 arrays
+            batch: "frames": B uint8 arrays, (T, H, W, C) clips or (H, W, C) frames; or "waveforms": B float32 arrays
+                (clip_len,) in [-1, 1]; or "texts": B strings. None for a row that failed: it keeps its slot,
+                zero-filled, and returns zeros. Roi networks also read "boxes": B float32 arrays
                 (n, 4), XYXY relative to the frame, or None. "sizes" (optional): B pairs (width, height) of the
                 frames as they were before the decoder resized them; boxes come out in those pixels.
 
         Returns:
             {name: (B, *row shape)} for the names in `keep`: float32, or the dtype that the spec states.
         """
-        frames = batch["frames"]
-        out = {
-            name: np.zeros((len(frames), *shape), np.float32 if dtype == "feature" else dtype)
-            for name, (shape, dtype) in self.spec.outputs.items()
-            if name in self._keep
-        }
-        for slots, stacked in self._groups(frames):
+        rows = self.rows_of(batch)
+        out = self.blank(len(rows))
+        for slots, stacked in self._groups(rows):
             try:
                 with self.inference():
                     values = self.compute(self._upload(stacked), slots, batch)
@@ -176,13 +182,25 @@ class Network:
                     " --batch-size (what was committed is safe)"
                 ) from error
             for row, slot in enumerate(slots):
-                if frames[slot] is not None:
+                if rows[slot] is not None:
                     for name, value in values.items():
                         out[name][slot] = value[row]
         return out
 
+    def rows_of(self, batch: dict[str, list]) -> list:
+        """The rows of a batch: its frames, waveforms or texts, as `spec.reads` says; None where a row failed."""
+        return batch[READS[self.spec.reads][3]]
+
+    def blank(self, n: int) -> dict[str, np.ndarray]:
+        """Zeros for n rows of every output in `keep`: float32, or the dtype that the spec states."""
+        return {
+            name: np.zeros((n, *shape), np.float32 if dtype == "feature" else dtype)
+            for name, (shape, dtype) in self.spec.outputs.items()
+            if name in self._keep
+        }
+
     def compute(self, x: Tensor, slots: list[int], batch: dict[str, list]) -> dict[str, Tensor]:
-        """uint8 frames of one shape on the device -> outputs, row by row as in `slots`; pooling is in float32."""
+        """Rows of one shape on the device -> outputs, row by row as in `slots`; pooling is in float32."""
         parts = [self._pool(self.feature_map(self.normalise(part))) for part in x.split(self._rows_at_once(x))]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -234,19 +252,26 @@ class Network:
             if first is not None:
                 groups.setdefault(shape or first, []).append(slot)
         for shape, slots in groups.items():
-            stacked = np.zeros((len(slots), *shape), np.uint8)
+            stacked = np.zeros((len(slots), *shape), READS[self.spec.reads][2])
             for row, slot in enumerate(slots):
                 if frames[slot] is not None:
                     stacked[row] = frames[slot]
             yield slots, stacked
 
     def _check(self, slot: int, frame: np.ndarray) -> None:
-        spec, axes = self.spec, READS[self.spec.reads][0]
+        spec = self.spec
+        axes, _, dtype, key = READS[spec.reads]
         size = spec.input_size
-        want = {"T": spec.clip_len, "C": spec.channels, "H": size and size[0], "W": size and size[1]}
-        good = frame.dtype == np.uint8 and frame.ndim == len(axes)
+        want = {
+            "T": spec.clip_len,
+            "N": spec.clip_len,
+            "C": spec.channels,
+            "H": size and size[0],
+            "W": size and size[1],
+        }
+        good = frame.dtype == dtype and frame.ndim == len(axes)
         if not good or any(want.get(a) not in (None, n) for a, n in zip(axes, frame.shape, strict=True)):
             expected = ", ".join(str(want.get(a) or a) for a in axes)
             raise ValueError(
-                f"{spec.name}: frames[{slot}] must be uint8 ({expected}), got {frame.dtype} {tuple(frame.shape)}"
+                f"{spec.name}: {key}[{slot}] must be {dtype} ({expected}), got {frame.dtype} {tuple(frame.shape)}"
             )

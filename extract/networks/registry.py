@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,36 @@ from errors import UserError
 
 from .spec import NetworkSpec
 
-__all__ = ["ALIASES", "create_backbone", "create_network", "list_networks", "network_spec", "register_network"]
+__all__ = [
+    "ALIASES",
+    "create_backbone",
+    "create_network",
+    "list_networks",
+    "network_spec",
+    "register_library",
+    "register_network",
+    "weights_options",
+]
 
 SpecFunction = Callable[..., NetworkSpec]
+FitFunction = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 _NETWORKS: dict[str, SpecFunction] = {}
+_LIBRARIES: dict[str, SpecFunction] = {}
+_FIT: dict[str, FitFunction] = {}
 _HIDDEN: set[str] = set()
 ALIASES = {"i3d": "i3d_rgb"}
 
 
-def register_network(name: str, *, hidden: bool = False) -> Callable[[SpecFunction], SpecFunction]:
+def register_network(
+    name: str, *, hidden: bool = False, fit: FitFunction | None = None
+) -> Callable[[SpecFunction], SpecFunction]:
     """Register a function from keyword options to a `NetworkSpec` under `name`.
 
     The function must not import torch: the spec's `builder` names the code that does.
     `hidden` networks (benchmarks, tests) can be created but are not listed.
+    `fit` tells from a checkpoint's tensors (by published key) the options that it asks for: its preprocessing, its
+    class count. They apply unless the user gives them.
 
     Raises:
         ValueError: the name is taken, by a network or an alias.
@@ -43,6 +59,26 @@ def register_network(name: str, *, hidden: bool = False) -> Callable[[SpecFuncti
         _NETWORKS[name] = function
         if hidden:
             _HIDDEN.add(name)
+        if fit is not None:
+            _FIT[name] = fit
+        return function
+
+    return register
+
+
+def register_library(prefix: str) -> Callable[[SpecFunction], SpecFunction]:
+    """Register a function (model name, **options) -> `NetworkSpec` that serves every network "PREFIX:NAME".
+
+    It reads the spec from the library's own metadata, so it may import the library, and torch.
+
+    Raises:
+        ValueError: the prefix is taken.
+    """
+
+    def register(function: SpecFunction) -> SpecFunction:
+        if prefix in _LIBRARIES or prefix == "py":
+            raise ValueError(f"a library named {prefix!r} is already registered")
+        _LIBRARIES[prefix] = function
         return function
 
     return register
@@ -59,7 +95,8 @@ def network_spec(name: str, **options: Any) -> NetworkSpec:
 
     Args:
         name: a registered name, an alias ("i3d"), either with a weights tag ("i3d_rgb.kinetics400"),
-            or "py:path/to/file.py:factory" for code of one's own (that file is run, and may import torch).
+            or "py:path/to/file.py:factory" for code of one's own (that file is run, and may import torch),
+            or "LIBRARY:NAME" for a model of a library: tv, timm, hf.
 
     Raises:
         UserError: unknown name (near matches are listed), unknown option, or a value the network refuses.
@@ -67,8 +104,35 @@ def network_spec(name: str, **options: Any) -> NetworkSpec:
     if name.startswith("py:"):
         made = _call_own(name, options)
         return getattr(made, "spec", made)
+    if ":" in name:
+        return _call_library(name, options)
     arch, _tag = _split_tag(name)
     return _call(arch, _NETWORKS[arch], options)
+
+
+def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
+    """The options that a network's weights ask for: those of the table entry, or what `fit` reads in a checkpoint.
+
+    Args: as for `create_network`. Returns {} for random weights, and where nothing can be found (creating the network
+    says so). Raises `UserError` for a file that is not a checkpoint.
+    """
+    from .. import weights as weights_module
+
+    if ":" in name:
+        return {}
+    arch, tag = _split_tag(name)
+    weights = weights or (f"{arch}.{tag}" if tag else None)
+    if weights is None:
+        entry = weights_module.TABLE.get(network_spec(arch).weights)
+        return dict(entry.options) if entry else {}
+    if weights.startswith("random:"):
+        return {}
+    found = weights_module.resolve(arch, "", weights, download=False, missing_ok=True)
+    if found is None:
+        return {}
+    if found.entry is not None:
+        return dict(found.entry.options)
+    return _FIT[arch](weights_module.read_state(found.path)[0]) if arch in _FIT else {}
 
 
 def create_network(name: str, weights: str | None = None, **options: Any) -> Any:
@@ -82,16 +146,16 @@ def create_network(name: str, weights: str | None = None, **options: Any) -> Any
     Raises:
         UserError: unknown name or option; weights that cannot be found or do not fit.
     """
-    from .. import weights as weights_module
-
     if name.startswith("py:"):
         net = _call_own(name, options)
         net = net.build() if isinstance(net, NetworkSpec) else net
+    elif ":" in name:
+        net = _call_library(name, options).build()
     else:
         arch, tag = _split_tag(name)
-        net = _call(arch, _NETWORKS[arch], options).build()
         weights = weights or (f"{arch}.{tag}" if tag else None)
-    weights_module.load_into(net, weights)
+        net = _call(arch, _NETWORKS[arch], weights_options(name, weights) | options).build()
+    net.load_weights(weights)
     return net.to("cpu", "fp32")
 
 
@@ -119,6 +183,15 @@ def _split_tag(name: str) -> tuple[str, str]:
         hint = f"did you mean {', '.join(near)}?" if near else "see `clipbank weights list`"
         raise UserError(f"no network is called {name!r}: {hint} (registered: {', '.join(list_networks())})")
     return arch, tag
+
+
+def _call_library(name: str, options: dict[str, Any]) -> NetworkSpec:
+    prefix, _, model = name.partition(":")
+    if prefix not in _LIBRARIES or not model:
+        raise UserError(
+            f"no network is called {name!r}: before the colon comes one of {', '.join([*sorted(_LIBRARIES), 'py'])}"
+        )
+    return _LIBRARIES[prefix](model, **options)
 
 
 def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Any:

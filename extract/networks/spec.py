@@ -12,11 +12,12 @@ from errors import UserError
 __all__ = ["KINDS", "READS", "RESIZE_MODES", "NetworkSpec", "box_outputs", "clip_input_size", "resize_dict"]
 
 KINDS = ("backbone", "detector", "roi", "text", "track")
-READS = {  # what one row is made of -> (axes of one input, channels)
-    "rgb_clip": ("THWC", 3),
-    "rgb_frame": ("HWC", 3),
-    "flow": ("THWC", 2),
-    "waveform": ("N", 1),
+READS = {  # what one row is made of -> (axes of one input, channels, dtype of its values, key of `run`'s batch)
+    "rgb_clip": ("THWC", 3, "uint8", "frames"),
+    "rgb_frame": ("HWC", 3, "uint8", "frames"),
+    "flow": ("THWC", 2, "uint8", "frames"),
+    "waveform": ("N", 1, "float32", "waveforms"),
+    "text": ("", 0, "str", "texts"),
 }
 RESIZE_MODES = ("squash", "short_side", "detector", "none")
 
@@ -37,9 +38,9 @@ class NetworkSpec:
     """
 
     # identity
-    name: str  # registry name; for the lab's own code "py:FILE:FACTORY"
+    name: str  # registry name; for the lab's own code "py:FILE:FACTORY", for a library's model "LIBRARY:NAME"
     kind: str  # backbone | detector | roi | text | track
-    reads: str  # rgb_clip | rgb_frame | flow | waveform
+    reads: str  # rgb_clip | rgb_frame | flow | waveform | text
     outputs: dict[str, tuple[tuple[int, ...], str]]
     builder: str | Callable[[NetworkSpec], Any] = ""  # "module:attribute" (imported when built) or a callable
     family: str = ""  # key of the sampling presets: "i3d", "r3d50", "detector", ...
@@ -47,9 +48,10 @@ class NetworkSpec:
     options: dict[str, Any] = field(default_factory=dict)  # further choices that change values (JSON)
 
     # one row's input
-    clip_len: int = 1  # frames of a row (1 on the frame axis)
+    clip_len: int = 1  # frames of a row (1 on the frame axis); samples of a waveform
     stride: int = 1  # grid steps between two of its frames
-    fps: float = 25.0  # the grid's rate, frames a second
+    fps: float = 25.0  # the grid's rate, frames a second; of a waveform, samples a second
+    hop: int = 0  # segment axis: grid steps from one window to the next; 0 = clip_len * stride
     resize: dict[str, Any] = field(default_factory=lambda: {"mode": "none"})  # extract.transforms.Resize(**resize)
     mean: tuple[float, ...] = ()  # per channel, of values scaled to [0, 1]
     std: tuple[float, ...] = ()
@@ -66,6 +68,7 @@ class NetworkSpec:
     # origin
     licence: str = ""  # of the weights
     source: str = ""  # paper, and the implementation whose checkpoints load
+    requires: tuple[str, ...] = ()  # importable packages beyond the base installation, e.g. "transformers"
     code_hash: str = ""  # sha256 of the lab's own file (py:)
 
     def __post_init__(self) -> None:
@@ -85,6 +88,8 @@ class NetworkSpec:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise wrong(f"{key} must be a positive integer, got {value!r}")
+        if not isinstance(self.hop, int) or self.hop < 0:
+            raise wrong(f"hop must be a whole number of grid steps, got {self.hop!r}")
         if not self.fps > 0:
             raise wrong(f"fps must be positive, got {self.fps!r}")
         if self.resize.get("mode") not in RESIZE_MODES:
