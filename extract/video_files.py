@@ -21,7 +21,7 @@ from extract.decode import TOLERANCE_S, FrameError, FrameSource, VideoError, gro
 from extract.pixels import UPRIGHT, Converter, Orientation, orientation
 from extract.transforms import Resize, plan_resize
 
-__all__ = ["FrameIndex", "VideoFile", "frame_index", "read_header"]
+__all__ = ["FrameIndex", "VideoFile", "first_frame_s", "frame_index", "open_container", "read_header"]
 
 PROBED_FRAMES = 64  # decoded to see whether the container's times can be trusted
 SEEK_GAIN = 12  # frames that a seek must save: it costs a flush and the decoder's start-up latency
@@ -124,7 +124,7 @@ def frame_index(path) -> FrameIndex:
 
 
 def _build_index(path) -> FrameIndex:
-    with _open(path) as container:
+    with open_container(path) as container:
         stream = _video_stream(container, path)
         rate, base, codec = _rate(stream), stream.time_base, stream.codec_context.name
         packets = list(_scan(container, stream))
@@ -257,7 +257,7 @@ def _rising(values) -> bool:
 # --- opening ---------------------------------------------------------------------------------------------
 
 
-def _open(path):
+def open_container(path):
     """Open a container by PyAV, or VideoError with the reason."""
     stat_video(path)
     try:
@@ -320,7 +320,7 @@ def _lacks_moov(path) -> bool:
 
 def read_header(path) -> tuple[float, float | None, int, int]:
     """(fps, duration or None, width, height); decodes one frame, for the orientation. Raises VideoError."""
-    with _open(path) as container:
+    with open_container(path) as container:
         stream = _video_stream(container, path)
         rate = _rate(stream)
         duration = None
@@ -338,6 +338,18 @@ def read_header(path) -> tuple[float, float | None, int, int]:
         return float(rate) if rate else 25.0, duration, width, height
 
 
+def first_frame_s(path) -> float:
+    """When the first frame is shown, in seconds on the container's own clock. Raises VideoError."""
+    with _Decoder(path, 1, by_packet=False) as decoder:
+        frame = next(decoder, None)
+        if frame is None:
+            raise growing_or(path, "damaged", "no frame of the video can be decoded")
+        pts, start, base = frame.pts, decoder.stream.start_time, decoder.stream.time_base
+    if pts is None or (pts != start and frame_index(path).counted):
+        pts = start  # as an AVI with B-frames: its frames' times are guesses
+    return float((pts or 0) * base)
+
+
 # --- decoding --------------------------------------------------------------------------------------------
 
 
@@ -349,7 +361,7 @@ class _Decoder:
 
     def __init__(self, path, threads: int, by_packet: bool):
         self._path, self._by_packet = path, by_packet
-        self.container = _open(path)
+        self.container = open_container(path)
         self.stream = _video_stream(self.container, path)
         codec = self.stream.codec_context
         codec.thread_type, codec.thread_count = "AUTO", threads
