@@ -46,6 +46,11 @@ class FasterRcnn(Network):
             part.register_forward_hook(lambda _module, _args, output: _to_float(output))
 
     def adapt_to(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if any(key.startswith("backbone.bottom_up.") for key in state):
+            raise UserError(
+                f"this is a checkpoint of detectron2, {self.spec.name} was asked for torchvision's: pass "
+                'layout="detectron2", or create the network with these weights, which tells by itself'
+            )
         scores = state.get("roi_heads.box_predictor.cls_score.bias")
         if scores is not None and len(scores) != self.spec.options["classes"]:
             raise UserError(
