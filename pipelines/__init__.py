@@ -3,7 +3,7 @@
 import importlib
 
 _EXPORTS = {
-    "Extraction": "pipelines.planning",
+    "Extraction": "pipelines.request",
     "plan_extraction": "pipelines.planning",
     "extract": "pipelines.extraction",
     "inspect_clip": "pipelines.inspection",

@@ -1,4 +1,4 @@
-"""Boxes that are given, not detected: a dataset's own, or a CSV; looked up by row."""
+"""Boxes that are given, not detected: a dataset's own, or a file's; looked up by row."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from extract.csv_reading import Problems, numbers, read_csv
+from extract import box_files
+from extract.box_files import CORNERS
 from extract.datasets import Dataset
 from extract.datasets.base import annotation_hash
+from pipelines.request import some_of
 
 __all__ = ["GivenBoxes", "dataset_boxes", "read_boxes"]
-
-CORNERS = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True)
@@ -44,33 +44,23 @@ def dataset_boxes(dataset: Dataset) -> GivenBoxes:
     return _given(dataset.boxes, dataset.box_reference)
 
 
-def read_boxes(path: Path, dataset: Dataset) -> GivenBoxes:
-    """Boxes of a CSV with columns video,time,x1,y1,x2,y2[,score], XYXY relative to the frame, in [0, 1].
+def read_boxes(path: Path, dataset: Dataset, fps: float) -> GivenBoxes:
+    """Boxes of a file in any format that `extract.box_files` knows, of the dataset's videos.
 
-    Raises `UserError` naming file, line and field: unknown video, not a number, a box that is not inside
-    the frame or has no area.
+    fps: of the rows; detections that cover every frame are thinned to it.
+    Raises `UserError` naming file, line and field, and for a video of one's own CSV that the dataset does not have.
     """
-    table = read_csv(path, ("video", "time", *CORNERS))
-    problems = Problems(path)
-    number_of = {name: i for i, name in enumerate(dataset.videos["name"])}
-    video = np.array([number_of.get(name, -1) for name in table["video"]], np.int32)
-    for i in np.flatnonzero(video < 0):
-        problems.value(table.lines[i], "video", table["video"][i], f"dataset {dataset.name} has no such video")
-    columns = {field: numbers(table, field, problems) for field in ("time", *CORNERS)}
-    score = numbers(table, "score", problems) if "score" in table.columns else np.ones(len(table))
-    x1, y1, x2, y2 = (columns[corner] for corner in CORNERS)
-    with np.errstate(invalid="ignore"):
-        wrong = (x2 <= x1) | (y2 <= y1) | (x2 > 1) | (y2 > 1)
-    for i in np.flatnonzero(wrong):
-        problems.add(
-            table.lines[i],
-            f"box ({x1[i]}, {y1[i]}, {x2[i]}, {y2[i]}) must have x1 < x2 and y1 < y2 within"
-            " [0, 1], relative to the frame",
-        )
-    problems.check()
-    corners = {corner: columns[corner] for corner in CORNERS}
-    classes = np.zeros(len(table), np.int32)
-    return _given({"video": video, "time_s": columns["time"], **corners, "score": score, "class": classes}, (1, 1))
+    names = dataset.videos["name"]
+    found = box_files.read_boxes(path, videos=names if Path(path).is_dir() else None, fps=fps)
+    number_of = {name: i for i, name in enumerate(names)}
+    video = np.array([number_of.get(name, -1) for name in found.table["video"]], np.int32)
+    others = sorted(set(found.table["video"][video < 0].tolist()))
+    if others and not found.classes:  # published files cover videos that a dataset may leave out
+        raise UserError(f"{path}: dataset {dataset.name} has no video {some_of([repr(name) for name in others])}")
+    if not (video >= 0).any():
+        raise UserError(f"{path} has no boxes in any video of dataset {dataset.name}")
+    table = {name: column[video >= 0] for name, column in found.table.items()}
+    return _given({**table, "video": video[video >= 0]}, (1, 1))
 
 
 def _given(table: dict[str, np.ndarray], reference: tuple[float, float]) -> GivenBoxes:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.extraction import extract
-from pipelines.planning import Extraction
 from pipelines.plotting import plot_run
+from pipelines.request import Extraction
 from pipelines.training import train_head
 from stores import open_store
 

@@ -9,7 +9,8 @@ import numpy as np
 from extract.networks import create_network
 from extract.networks.spec import READS
 from pipelines.extraction import choose_device
-from pipelines.planning import Job, readable_bytes
+from pipelines.planning import Job
+from pipelines.request import readable_bytes
 from pipelines.row_choice import mine_of, on_disk, rows_asked
 from stores import FAILED, PENDING, open_store, units
 
@@ -57,21 +58,29 @@ def rows_of_this_run(job: Job) -> np.ndarray:
 
 
 def seconds_a_row(job: Job, device: str = "auto") -> float:
-    """Seconds of network time a row: one warm forward pass of grey frames with random weights, one row on a CPU.
+    """Seconds of network time a row: one warm forward pass of plain rows with random weights, one row on a CPU.
 
     Decoding overlaps with it; where it takes longer, extraction takes as long as decoding.
     """
-    network = create_network(job.network, weights="random:0" if job.spec.weights else None, **job.options)
+    weights = job.weights or ("random:0" if job.spec.weights else None)  # time does not depend on their values
+    network = create_network(job.network, weights=weights, **job.options)
     network.keep = job.keep
     network.to(choose_device(device), job.request.precision)
-    height, width = job.spec.input_size or PLAIN_FRAME
-    shape = (height, width, job.spec.channels)
-    if READS[job.spec.reads][0] == "THWC":
-        shape = (job.spec.clip_len, *shape)
     size = 1 if network.device.type == "cpu" else job.layout.batch_size
     whole = np.array([[0, 0, 1, 1]], np.float32)
-    batch = {"frames": [np.full(shape, 128, np.uint8)] * size, "boxes": [whole if job.boxes else None] * size}
+    batch = {READS[job.spec.reads][3]: [plain_row(job)] * size, "boxes": [whole if job.boxes else None] * size}
     network.run(batch)
     start = time.perf_counter()
     network.run(batch)
     return (time.perf_counter() - start) / size
+
+
+def plain_row(job: Job) -> np.ndarray | str:
+    """A grey clip or frame, faint noise, or a sentence: what the network reads of one row."""
+    if job.spec.reads == "text":
+        return "a person takes a plate out of the cupboard and puts it on the table"
+    if job.spec.reads == "waveform":
+        return np.random.default_rng(0).normal(0, 0.1, job.spec.clip_len).astype(np.float32)
+    height, width = job.spec.input_size or PLAIN_FRAME
+    frame = np.full((height, width, job.spec.channels), 128, np.uint8)
+    return np.stack([frame] * job.spec.clip_len) if job.reading.clips else frame

@@ -19,11 +19,12 @@ from errors import UserError
 from extract.networks import create_network
 from pipelines.batches import Batch, decode_unit
 from pipelines.overlap import BehindWriter, in_threads
-from pipelines.planning import Extraction, Job, plan_extraction, some_of
+from pipelines.planning import Job, plan_extraction
 from pipelines.provenance import run_facts, run_name
+from pipelines.request import Extraction, some_of
 from pipelines.row_choice import mine_of, on_disk, rows_asked
 from pipelines.videos import Videos, changed_videos
-from stores import FAILED, OK, PENDING, Store, StoreSealed, Unit, create_store, open_store, recipe_difference
+from stores import ABSENT, FAILED, OK, PENDING, Store, StoreSealed, Unit, create_store, open_store, recipe_difference
 
 __all__ = ["Report", "extract"]
 
@@ -40,6 +41,7 @@ class Report:
     computed: int = 0
     failed_now: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> reason code, line
     failed: dict[str, int] = field(default_factory=dict)  # reason code -> rows, of all runs
+    absent: int = 0  # rows whose video has no such modality
     pending: int = 0
     left: int = 0  # of the pending rows, those that --limit, --shard or a stop left for another run
     missing_videos: list[str] = field(default_factory=list)  # not on disk
@@ -60,12 +62,14 @@ class Report:
     def summary(self) -> str:
         """A few lines for a person."""
         if not self.computed and not self.failed_now and self.complete and not self.pending:
-            lines = [f"{self.store}: nothing to do, all {self.rows:,} rows are there"]
+            lines = [f"{self.store}: nothing to do, all {self.rows - self.absent:,} rows are there"]
         else:
             rate = f" ({self.computed / self.seconds:.1f} rows/s)" if self.seconds and self.computed else ""
             lines = [f"{self.store}: computed {self.computed:,} rows{rate}, {self.done_before:,} were there"]
         if self.sealed is not None:
             lines[0] += f"; sealed as version {self.sealed}"
+        if self.absent:
+            lines.append(f"  {self.absent:,} rows are absent: their videos have nothing of the kind there")
         for reason, count in self.failed.items():
             example = next((line for code, line in self.failed_now.values() if code == reason), None)
             lines.append(f"  {count:,} rows failed: {reason}" + (f" (such as: {example})" if example else ""))
@@ -167,6 +171,7 @@ def run_job(job: Job, network, decode_workers: int | None, stop, announce: Annou
 
     status = store.status()
     report.failed = dict(Counter(reason for row, (reason, _) in store.failures().items() if asked[row]))
+    report.absent = int((asked & (status == ABSENT)).sum())
     report.pending = int((asked & (status == PENDING)).sum())
     report.left = int((asked & (status == PENDING) & ((there & ~todo) | report.stopped)).sum())
     unfinished = (status == PENDING).any() or report.changed_videos or report.videos_without_rows
@@ -244,7 +249,7 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
                 seconds["network"] += time.monotonic() - start
                 results.take(batch, outputs)
                 report.computed += batch.decoded
-                report.failed_now |= batch.failures
+                report.failed_now |= failures_of(batch)
                 if bar is not None:
                     bar.update(batch.decoded + len(batch.failures))
                     bar.set_postfix_str(f"{len(report.failed_now):,} failed")
@@ -293,15 +298,15 @@ class UnitResults:
     def take(self, batch: Batch, outputs: dict[str, np.ndarray]) -> None:
         """Place one batch and what the network made of it."""
         first = batch.number * self.batch_size
-        for slot, frames in enumerate(batch.frames):
-            if frames is not None:
+        for slot, value in enumerate(batch.values):
+            if value is not None:
                 for name, values in outputs.items():
                     self.arrays[name][first + slot] = values[slot]
                 self.arrays["n_padded"][first + slot] = batch.n_padded[slot]
                 self.status[first + slot] = OK
-        for row in batch.failures:
-            self.status[row - self.unit.start] = FAILED
-        self.failures |= batch.failures
+        for row, (reason, _) in batch.failures.items():
+            self.status[row - self.unit.start] = ABSENT if reason == "absent" else FAILED
+        self.failures |= failures_of(batch)
         self.missing -= 1
 
     @property
@@ -310,6 +315,11 @@ class UnitResults:
 
     def commit_to(self, store: Store) -> None:
         store.commit(self.unit, self.arrays, self.status, self.failures)
+
+
+def failures_of(batch: Batch) -> dict[int, tuple[str, str]]:
+    """The failed rows of a batch: a modality that the video does not have is not among them."""
+    return {row: failure for row, failure in batch.failures.items() if failure[0] != "absent"}
 
 
 def choose_device(device: str) -> str:

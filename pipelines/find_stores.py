@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from errors import MachineError, UserError
-from pipelines.planning import feature_roots
+from pipelines.request import feature_roots
 from stores import NotAStore, open_store
 
 __all__ = ["find_stores"]

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
+from extract.audio import open_audio
 from extract.datasets import Dataset, load_dataset
 from extract.decode import VideoError, open_source
 from extract.networks import create_network
-from extract.sampling import ClipSampling, GridSampling, instants
+from extract.networks.spec import READS
+from extract.networks.text_rows import unpack_items
+from extract.sampling import GRID_AXES, instants, sampling_from
 from extract.transforms import Resize
-from pipelines.frames import DecodedRow, decode_rows
+from pipelines.flow_source import flow_source
+from pipelines.reading import Reading, ReadRow, captions_of, read_captions, read_video
 from stores import OK, STATUS_NAMES, Store, open_store
 
 __all__ = ["inspect_clip"]
@@ -30,8 +34,9 @@ COLUMNS = 8
 class Seen:
     """What the network was given for one row."""
 
-    decoded: DecodedRow
-    times: np.ndarray  # float64 (T,): the instants asked for
+    read: ReadRow
+    reading: Reading
+    times: np.ndarray  # float64 (T,): the instants asked for; empty where no frames are read
     width: int  # of the source
     height: int
     changed: bool  # the file is not the one that the store's rows came from
@@ -64,7 +69,7 @@ def inspect_clip(
         dataset or store.manifest.dataset["name"],
         data_root=data,
         videos=videos,
-        media="flow" if store.manifest.spec["reads"] == "flow" else "rgb",
+        media=reading_of(store).frames,
     )
     seen = look(store, source, row)
     facts = describe(store, row, seen)
@@ -78,8 +83,11 @@ def inspect_clip(
 
 
 def find_row(store: Store, clip: str, draw: int) -> int:
-    """The row of a clip id and draw, or nearest VIDEO@SECONDS on a frame axis. Raises `UserError`."""
-    if store.manifest.dataset.get("axis") == "frame":
+    """The row of a clip id and draw (text axis: k-th caption), or nearest VIDEO@SECONDS on a grid axis.
+
+    Raises `UserError`.
+    """
+    if store.manifest.dataset.get("axis") in GRID_AXES:
         video, at, seconds = clip.rpartition("@")
         try:
             time_s = float(seconds)
@@ -87,7 +95,7 @@ def find_row(store: Store, clip: str, draw: int) -> int:
             at = ""
         if not at:
             raise UserError(
-                f"{store.path} has one row a frame: name it VIDEO@SECONDS, such as P01_01@12.5, not {clip!r}"
+                f"{store.path} has rows all along its videos: name one VIDEO@SECONDS, such as P01_01@12.5, not {clip!r}"
             )
         rows = np.flatnonzero(store.rows["video"] == store.video_index(video))
         if not len(rows):
@@ -98,39 +106,53 @@ def find_row(store: Store, clip: str, draw: int) -> int:
         some = ", ".join(map(str, store.clips["id"][:5]))
         raise UserError(f"{store.path} has no clip {clip!r}; its ids look like {some}")
     of_clip = store.rows["clip"] == clips[0]
-    rows = np.flatnonzero(of_clip & (store.rows["draw"] == draw))
+    column = "k" if store.manifest.dataset.get("axis") == "text" else "draw"
+    rows = np.flatnonzero(of_clip & (store.rows[column] == draw))
     if not len(rows):
-        draws = ", ".join(map(str, sorted(set(store.rows["draw"][of_clip].tolist()))))
-        raise UserError(f"clip {clip!r} has no draw {draw} in {store.path}; it has {draws}")
+        there = ", ".join(map(str, sorted(set(store.rows[column][of_clip].tolist()))))
+        raise UserError(f"clip {clip!r} has no {column} {draw} in {store.path}; it has {there}")
     return int(rows[0])
 
 
+def reading_of(store: Store) -> Reading:
+    """How a store's rows were read, from its manifest. Raises `UserError` for features made elsewhere."""
+    manifest = store.manifest
+    if "sampling" not in manifest.recipe:
+        raise UserError(f"{store.path} was imported: what its network saw is not known here")
+    flow = manifest.recipe.get("flow")
+    return Reading(
+        manifest.spec["reads"],
+        sampling_from(manifest.recipe["sampling"]),
+        Resize(**manifest.spec["resize"]),
+        flow_source(flow["method"]) if flow else None,
+    )
+
+
 def look(store: Store, dataset: Dataset, row: int) -> Seen:
-    """Decode the row's frames as the extraction did."""
+    """Read the row's input as the extraction did."""
+    reading = reading_of(store)
     name = store.videos["name"][store.rows["video"][row]]
+    no_times = np.empty(0)
+    if reading.reads == "text":
+        return Seen(next(read_captions(captions_of(dataset), store, np.array([row]))), reading, no_times, 0, 0, False)
     number = {n: i for i, n in enumerate(dataset.videos["name"])}.get(name)
     path = dataset.video_path(number) if number is not None else None
     if path is None:
         raise UserError(f"video {name!r} is not on disk: give --data, or --dataset CSV with --videos")
-    reads = "flow" if store.manifest.spec["reads"] == "flow" else "rgb"
-    times = instants({"start_s": store.rows["start_s"][[row]]}, sampling_of(store))
-    decoder = store.manifest.recipe["decoder"]["family"]
+    rows, known = np.array([row]), store.probe(name)
+    times = no_times
     try:
-        with open_source(path, decoder=decoder, grid_fps=dataset.grid_fps, reads=reads) as source:
-            resize = Resize(**store.manifest.spec["resize"])
-            decoded = next(decode_rows(source, np.array([row]), times, resize))
-            known = store.probe(name)
+        if reading.reads == "waveform":
+            with open_audio(path, round(store.manifest.spec["fps"])) as source:
+                return Seen(next(read_video(reading, store, rows, source)), reading, no_times, 0, 0, False)
+        times = instants({"start_s": store.rows["start_s"][rows]}, reading.sampling)[0]
+        decoder = store.manifest.recipe["decoder"]["family"]
+        with open_source(path, decoder=decoder, grid_fps=dataset.grid_fps, reads=reading.frames) as source:
+            read = next(read_video(reading, store, rows, source))
             changed = known is not None and (known["n_frames"], known["width"]) != (source.n_frames, source.width)
-            return Seen(decoded, times[0], source.width, source.height, changed)
+            return Seen(read, reading, times, source.width, source.height, changed)
     except VideoError as error:
-        failure = (error.reason, str(error))
-        return Seen(DecodedRow(row, None, np.empty(0, np.int64), failure=failure), times[0], 0, 0, False)
-
-
-def sampling_of(store: Store) -> ClipSampling | GridSampling:
-    """The sampling that a store's recipe names."""
-    recipe = dict(store.manifest.recipe["sampling"])
-    return ClipSampling(**recipe) if recipe.pop("axis") == "clip" else GridSampling(**recipe)
+        return Seen(ReadRow(row, failure=(error.reason, str(error))), reading, times, 0, 0, False)
 
 
 def describe(store: Store, row: int, seen: Seen) -> dict:
@@ -145,24 +167,30 @@ def describe(store: Store, row: int, seen: Seen) -> dict:
         "row": row,
         "draw": int(rows["draw"][row]),
         "window_s": [float(rows["start_s"][row]), float(rows["stop_s"][row])],
-        "frames": [int(seen.decoded.indices[0]), int(seen.decoded.indices[-1])] if len(seen.decoded.indices) else [],
         "status": STATUS_NAMES[status],
     }
+    if len(seen.read.indices):
+        facts["frames"] = [int(seen.read.indices[0]), int(seen.read.indices[-1])]
+    if isinstance(seen.read.value, str):
+        facts["caption"] = seen.read.value
     if clip >= 0:
         facts["clip"] = str(store.clips["id"][clip])
         facts["annotated_s"] = [float(store.clips["start_s"][clip]), float(store.clips["stop_s"][clip])]
         facts |= labels_of(store, clip)
     if seen.changed:
         facts["warning"] = "the video is not the file that this row was computed from: these are other frames"
-    if seen.decoded.failure:
-        facts["failure"] = ": ".join(seen.decoded.failure)
+    if seen.read.failure:
+        facts["failure"] = ": ".join(seen.read.failure)
     if status == OK:
         facts["n_padded"] = int(store.read("n_padded", [row])[0])
-        for name in ("vector", "spatial", "map", "roi"):
+        for name in ("vector", "spatial", "map", "roi", "tokens"):
             if name in store.manifest.arrays:
                 facts[f"norm_{name}"] = float(np.linalg.norm(store.read(name, [row])[0].astype(np.float64)))
-        if "n_boxes" in store.manifest.arrays:
-            facts["n_boxes"] = int(store.read("n_boxes", [row])[0])
+        for name in ("n_boxes", "n_text", "n_tokens"):
+            if name in store.manifest.arrays:
+                facts[name] = int(store.read(name, [row])[0])
+        if "text" in store.manifest.arrays:
+            facts["words"] = [item["word"] for item in unpack_items(store.read("text", [row])[0])]
     return facts
 
 
@@ -184,8 +212,8 @@ def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
     """Run the network on the row's frames again and compare every float array with the stored one."""
     if store.status()[row] != OK:
         raise UserError(f"row {row} of {store.path} holds no value to compare with")
-    if seen.decoded.frames is None:
-        raise UserError(f"row {row} of {store.path} cannot be decoded any more: {seen.decoded.failure}")
+    if seen.read.value is None:
+        raise UserError(f"row {row} of {store.path} cannot be read any more: {seen.read.failure}")
     if seen.changed:
         raise UserError(f"the video of row {row} is not the file that it was computed from: nothing to compare with")
     spec = store.manifest.spec
@@ -201,8 +229,7 @@ def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
     precision = store.manifest.recipe["precision"]
     network.keep = tuple(name for name in store.manifest.arrays if name != "n_padded")
     network.to("cpu" if precision != "fp16" else "cuda", precision)
-    frames = seen.decoded.frames if store.manifest.dataset["axis"] == "clip" else seen.decoded.frames[0]
-    batch = {"frames": [frames], "sizes": [(seen.width, seen.height)]}
+    batch = {READS[spec["reads"]][3]: [seen.read.value], "sizes": [(seen.width, seen.height)]}
     if spec["kind"] == "roi":
         n = min(int(store.read("n_boxes", [row])[0]), store.manifest.arrays["boxes"].row_shape[0])
         relative = store.read("boxes", [row])[0][:n] / np.array([seen.width, seen.height] * 2, np.float32)
@@ -226,9 +253,8 @@ def draw_sheet(out: Path, store: Store, row: int, seen: Seen, facts: dict) -> No
     """Frames in reading order, each under its instant, with the row's boxes; facts above. PNG."""
     from PIL import Image, ImageDraw
 
-    frames = seen.decoded.frames
-    count = 0 if frames is None else len(frames)
-    pictures = [Image.fromarray(as_rgb(frame)) for frame in frames] if count else []
+    pictures = [Image.fromarray(frame) for frame in frames_to_show(seen)]
+    count = len(pictures)
     scale = THUMBNAIL / max(pictures[0].size) if count > 1 else 1.0
     if pictures:
         size = tuple(max(1, round(side * scale)) for side in pictures[0].size)
@@ -249,7 +275,9 @@ def draw_sheet(out: Path, store: Store, row: int, seen: Seen, facts: dict) -> No
     for i, picture in enumerate(pictures):
         x = margin + i % columns * (size[0] + margin)
         y = top + i // columns * (size[1] + caption + margin)
-        pen.text((x, y), f"{seen.times[i]:.3f} s  #{seen.decoded.indices[i]}", fill="black")
+        if len(seen.times):
+            number = f"  #{seen.read.indices[i]}" if len(seen.read.indices) == count else ""
+            pen.text((x, y), f"{seen.times[i]:.3f} s{number}", fill="black")
         sheet.paste(picture, (x, y + caption))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -268,6 +296,27 @@ def sheet_title(facts: dict, width: int) -> list[str]:
             value = " to ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in value)
         words.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     return textwrap.wrap("   ".join(words), max(40, width // 6 - 4))
+
+
+def frames_to_show(seen: Seen) -> list[np.ndarray]:
+    """uint8 (h, w, 3) pictures of what the network read: its frames, or the course of its waveform."""
+    value = seen.read.value
+    if value is None or isinstance(value, str):
+        return []
+    if seen.reading.reads == "waveform":
+        return [draw_waveform(value)]
+    return [as_rgb(frame) for frame in (value if seen.reading.clips else [value])]
+
+
+def draw_waveform(samples: np.ndarray, width: int = 640, height: int = 120) -> np.ndarray:
+    """Lowest and highest sample of every column of pixels; full scale is [-1, 1]."""
+    picture = np.full((height, width, 3), 255, np.uint8)
+    edges = np.linspace(0, len(samples), width + 1).astype(int)
+    for x, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        part = samples[start : max(stop, start + 1)]
+        top, bottom = ((1 - np.clip([part.max(), part.min()], -1, 1)) * (height - 1) / 2).round().astype(int)
+        picture[top : bottom + 1, x] = (40, 80, 160)
+    return picture
 
 
 def as_rgb(frame: np.ndarray) -> np.ndarray:

@@ -6,10 +6,9 @@ A job is everything decided before the first frame is read; `pipelines.extractio
 
 from __future__ import annotations
 
-import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,119 +16,39 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
+from extract.audio import AUDIO_RULE
 from extract.datasets import Dataset, load_dataset, missing_videos, select_split
-from extract.decode import DECODE_RULE, DECODERS, VideoError, quick_probe
-from extract.networks import NetworkSpec, list_networks, network_spec
+from extract.datasets.base import annotation_hash
+from extract.decode import DECODE_RULE, VideoError, quick_probe
+from extract.experts import find_expert
+from extract.networks import NetworkSpec, list_networks, network_spec, weights_options
 from extract.networks.registry import ALIASES
-from extract.sampling import ClipSampling, GridSampling, clip_rows, frame_rows, preset_for
-from extract.sampling import instants as instants_of
+from extract.networks.spec import READS
+from extract.sampling import (
+    GRID_AXES,
+    ClipSampling,
+    GridSampling,
+    Sampling,
+    SegmentSampling,
+    clip_rows,
+    frame_rows,
+    preset_for,
+    segment_rows,
+    text_rows,
+)
 from extract.transforms import Resize, geometry
 from pipelines.boxes import GivenBoxes, dataset_boxes, read_boxes
+from pipelines.flow_source import FlowSource, flow_source
 from pipelines.probes import ProbeCache
+from pipelines.reading import Reading, captions_of
+from pipelines.request import KEEP_FOR_HEAD, Extraction, readable_bytes, some_of
 from stores import ArraySpec, Layout, Manifest, plan_layout, store_bytes, units
 
 __all__ = ["Extraction", "Job", "plan_extraction"]
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-DTYPES = ("float16", "float32")
-# What each head reads of a clip network's store: the default of --keep.
-KEEP_FOR_HEAD = {"saoa": ("spatial", "vector"), "whole_frame": ("vector",)}
-DEFAULT_KEEP = ("spatial", "vector")
+DEFAULT_KEEP = ("spatial", "vector", "logits")
 DEFAULT_DRAWS = 4
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*")
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """What the user asks of stage one. Every field is an option of `cli.py extract`; checked on creation."""
-
-    dataset: str
-    backbone: str | None = None
-    detector: str | None = None
-    # where things are
-    data: str | Path | None = None  # root of all datasets; default CLIPBANK_DATA
-    videos: str | Path | None = None  # folder of videos of one's own CSV
-    features: tuple[
-        str | Path, ...
-    ] = ()  # feature roots, the first is written; default CLIPBANK_FEATURES or ./features
-    # the network
-    name: str | None = None  # the store's name; default the network's
-    weights: tuple[str, ...] = ()  # PATH, random:SEED, or NETWORK=PATH
-    layer: str | None = None
-    boxes: str | None = None  # "dataset" or a CSV: RoI features of given boxes
-    roi_feature: str | None = None  # pooled | fc
-    flow: str | None = None
-    # what is stored
-    for_head: str | None = None
-    keep: tuple[str, ...] = ()
-    only: bool = False
-    draws: int | None = None  # random-centre clips a training segment
-    seed: int = 0
-    dtype: str = "float16"
-    # how it is computed
-    precision: str = "fp32"
-    decoder: str = "pyav"
-    unit_rows: int | None = None
-    batch_size: int | None = None
-    # which part of it now
-    split: str | None = None  # part, or scheme:part
-    limit: int | None = None
-    shard: tuple[int, int] | None = None
-    missing: str = "error"
-    retry_failed: bool = False
-
-    def __post_init__(self):
-        if (self.backbone is None) == (self.detector is None):
-            raise UserError("give one of --backbone and --detector")
-        _one_of("--precision", self.precision, PRECISIONS)
-        _one_of("--dtype", self.dtype, DTYPES)
-        _one_of("--decoder", self.decoder, DECODERS)
-        _one_of("--missing", self.missing, ("error", "skip"))
-        if self.for_head is not None:
-            _one_of("--for", self.for_head, tuple(KEEP_FOR_HEAD))
-        if self.name is not None and not NAME.fullmatch(self.name):
-            raise UserError(f"--name {self.name!r}: a store's name has letters, digits, '_', '-', '.' and '=' only")
-        for flag, value, least in [
-            ("--draws", self.draws, 0),
-            ("--limit", self.limit, 1),
-            ("--unit-rows", self.unit_rows, 1),
-            ("--batch-size", self.batch_size, 1),
-        ]:
-            if value is not None and value < least:
-                raise UserError(f"{flag} must be at least {least}, got {value}")
-        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
-            raise UserError(f"--shard i/n needs 0 <= i < n, got {self.shard[0]}/{self.shard[1]}")
-        if self.flow is not None:
-            raise UserError(
-                "--flow computes optical flow, which this version cannot do: extract i3d_flow from published"
-                " flow folders, <data>/<dataset>/flow_frames/<video>/{u,v}/frame_0000000001.jpg"
-            )
-
-    @property
-    def feature_roots(self) -> list[Path]:
-        return feature_roots(self.features)
-
-
-def feature_roots(given: tuple[str | Path, ...] = ()) -> list[Path]:
-    """The feature roots in order: those given, else CLIPBANK_FEATURES (path-separated), else ./features."""
-    if given:
-        return [Path(root) for root in given]
-    listed = [root for root in os.environ.get("CLIPBANK_FEATURES", "").split(os.pathsep) if root]
-    return [Path(root) for root in listed] or [Path("features")]
-
-
-def readable_bytes(n: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024:
-            return f"{n:.4g} {unit}"
-        n /= 1024
-    return f"{n:.4g} TiB"
-
-
-def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.=-]+")
 
 
 # ---- jobs --------------------------------------------------------------------------------------------------------
@@ -147,12 +66,13 @@ class Job:
     spec: NetworkSpec
     keep: tuple[str, ...]  # arrays of the network that are stored
     dataset: Dataset
-    sampling: ClipSampling | GridSampling
+    sampling: Sampling
     draws: int
     boxes: GivenBoxes | None
+    flow: FlowSource | None  # where computed flow comes from; None: the network reads none, or published images
     durations: np.ndarray  # seconds a video, NaN where unknown (only grid axes and open-ended clips ask)
     missing: list[str]  # videos that are not on disk
-    videos_without_rows: dict[str, str]  # frame axis: video -> why its length is not known, so it has no rows
+    videos_without_rows: dict[str, str]  # grid axes: video -> why its length is not known, so it has no rows
 
     @property
     def path(self) -> Path:
@@ -162,9 +82,19 @@ class Job:
     def probe_cache(self) -> ProbeCache:
         return ProbeCache(self.path.parent / ".probes")
 
+    @cached_property
+    def reading(self) -> Reading:
+        return Reading(self.spec.reads, self.sampling, self.resize, self.flow)
+
     @property
     def reads(self) -> str:
-        return "flow" if self.spec.reads == "flow" else "rgb"
+        """The frames that are decoded: "rgb" or "flow"."""
+        return self.reading.frames
+
+    @property
+    def needs_videos(self) -> bool:
+        """Captions and stored flow are read without them."""
+        return self.spec.reads != "text" and (self.flow is None or self.flow.store is None)
 
     @property
     def grid_fps(self) -> float | None:
@@ -189,6 +119,10 @@ class Job:
         """Every row that the store has, whatever part of it is computed now: video, clip, k, draw, start_s, stop_s."""
         if isinstance(self.sampling, GridSampling):
             return frame_rows(self.durations, self.sampling)
+        if isinstance(self.sampling, SegmentSampling):
+            return segment_rows(self.durations, self.sampling)
+        if self.spec.reads == "text":
+            return text_rows(self.dataset.clips, self.dataset.texts)
         return clip_rows(self.dataset.clips, self.sampling, self.draws, self.request.seed, durations=self.durations)
 
     @cached_property
@@ -215,13 +149,14 @@ class Job:
         if self.request.split is None:
             return np.ones(len(self.rows["video"]), bool)
         clips = select_split(self.dataset.clips, self.request.split)
-        if isinstance(self.sampling, ClipSampling):
+        if self.sampling.axis not in GRID_AXES:
             return clips[self.rows["clip"]]
         return np.isin(self.rows["video"], self.dataset.clips["video"][clips])
 
-    def instants(self, rows: dict[str, np.ndarray]) -> np.ndarray:
-        """float64 (n, T): the instants at which the frames of these rows are taken."""
-        return instants_of(rows, self.sampling)
+    @cached_property
+    def captions(self) -> dict[str, list[str]]:
+        """{clip id: its captions in order}."""
+        return captions_of(self.dataset)
 
     def boxes_of(self, rows: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray] | None:
         """The given boxes of a row, with scores and classes (see `GivenBoxes.at`); None for networks that take none."""
@@ -242,11 +177,20 @@ class Job:
             "network": network.spec.recipe(),
             "weights": network.weights_hash,
             "sampling": {"axis": self.sampling.axis, **asdict(self.sampling)},
-            "decoder": {"family": self.request.decoder, "rule": DECODE_RULE},
+            **self._reading(),
             "precision": self.request.precision,
             "dtype": self.request.dtype,
             **({"boxes": self.boxes.digest} if self.boxes else {}),
         }
+
+    def _reading(self) -> dict:
+        """The part of the recipe that says how a row's input is read."""
+        if self.spec.reads == "text":
+            return {"captions": annotation_hash([], self.dataset.texts)}
+        if self.spec.reads == "waveform":
+            return {"audio": {"rule": AUDIO_RULE}}
+        decoder = {"decoder": {"family": self.request.decoder, "rule": DECODE_RULE}}
+        return decoder | ({"flow": self.flow.recipe} if self.flow is not None else {})
 
     def manifest(self, network) -> Manifest:
         """What the new store will say about itself."""
@@ -288,9 +232,10 @@ def plan_extraction(
     duration matters are probed in full, which is cached. Raises `UserError` for anything that cannot work,
     KeyboardInterrupt if `stop` is set while videos are probed.
     """
-    named = request.backbone or request.detector
+    expert = find_expert(request.expert) if request.expert else None
+    named = expert.network if expert else request.backbone or request.detector
     main = network_spec(named, **_options(request, request.boxes))
-    if (main.kind == "detector") != (request.detector is not None):
+    if expert is None and (main.kind == "detector") != (request.detector is not None):
         right = "--detector" if main.kind == "detector" else "--backbone"
         raise UserError(f"{main.name} is a network of kind {main.kind}: name it with {right}")
     wanted = [(named, request.boxes, _load(request, main))]
@@ -304,7 +249,7 @@ def plan_extraction(
     jobs = []
     for (network, boxes, dataset), own_weights in zip(wanted, weights, strict=True):
         job = _job(request, dataset, network, boxes, own_weights, first=not jobs)
-        if job.sampling.axis == "frame" or np.isnan(dataset.clips["stop_s"]).any():
+        if job.sampling.axis in GRID_AXES or np.isnan(dataset.clips["stop_s"]).any() and job.spec.reads != "text":
             _find_durations(job, headers_only, progress, stop or threading.Event())
         announce(
             f"{job.path}: {len(job.rows['video']):,} rows in {job.n_units:,} units,"
@@ -320,15 +265,21 @@ def plan_extraction(
 
 def _load(request: Extraction, spec: NetworkSpec) -> Dataset:
     """The dataset with the media that a network reads. Refuses missing videos, unless they are to be skipped."""
-    media = "flow" if spec.reads == "flow" else "rgb"
+    media = "flow" if spec.reads == "flow" and request.flow is None else "rgb"
     dataset = load_dataset(request.dataset, data_root=request.data, videos=request.videos, media=media)
+    if spec.reads == "text":
+        if dataset.texts is None or not len(dataset.texts["clip"]):
+            raise UserError(f"dataset {dataset.name} has no captions: {spec.name} reads text")
+        return dataset
+    if request.flow is not None and spec.reads == "flow" and Path(request.flow).is_dir():
+        return dataset  # its videos have been read: the store of flow images has what is needed of them
     missing, total = missing_videos(dataset), len(dataset.videos["name"])
     folders = {"rgb": "videos/ and rgb_frames/", "flow": "flow_frames/<video>/{u,v}/"}[media]
     folders = folders if dataset.family else "it and its subfolders"
     if len(missing) == total and media == "flow":
         raise UserError(
             f"dataset {dataset.name}: no flow frames under {dataset.root} (looked in {folders}): put the published flow"
-            " there; this version does not compute flow from the videos"
+            " there, or compute it from the videos: --flow tvl1, dis or raft"
         )
     if missing and (request.missing == "error" or len(missing) == total):
         raise UserError(
@@ -342,46 +293,72 @@ def _load(request: Extraction, spec: NetworkSpec) -> Dataset:
 def _options(request: Extraction, boxes: str | None) -> dict:
     """What the command line says to the network that it names."""
     options = {"layer": request.layer, "roi_feature": request.roi_feature, "boxes": True if boxes else None}
-    return {name: value for name, value in options.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None} | request.network_options
 
 
 def _job(
     request: Extraction, dataset: Dataset, network: str, boxes: str | None, weights: str | None, first: bool
 ) -> Job:
+    expert = find_expert(request.expert) if request.expert and first else None
     options = _options(request, boxes) if first else ({"boxes": True} if boxes else {})
-    chosen = preset_for(dataset.family, network_spec(network, **options))
+    options = weights_options(network, weights) | (expert.options if expert else {}) | options
+    flow = _flow(request, network_spec(network, **options))
+    if flow is not None and "flow_bound" in network_spec(network, **options).options:
+        options |= {"flow_bound": flow.recipe["bound"], "flow_scale": 1.0}
+    plain = network_spec(network, **options)
+    axis, hop = (request.axis, request.hop) if first else (None, None)
+    if expert is not None and axis is None:
+        axis, hop = (None if plain.reads == "text" else "segment"), hop or expert.hop_s
+    chosen = preset_for(dataset.family, plain, axis, hop)
     clip_axis = isinstance(chosen.sampling, ClipSampling)
-    if dict(chosen.resize) != dict(network_spec(network, **options).resize):
+    if dict(chosen.resize) != dict(plain.resize):
         options["resize"] = dict(chosen.resize)
-    if clip_axis:
-        options |= {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps}
-    elif first and request.draws:
-        raise UserError(f"--draws {request.draws}: {network} looks at single frames of whole videos, not at clips")
+    if plain.reads in ("rgb_clip", "flow"):
+        sampled = {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps}
+        options |= {name: value for name, value in sampled.items() if getattr(plain, name) != value}
+    if not clip_axis and first and request.draws:
+        raise UserError(f"--draws {request.draws}: {network} looks at whole videos or captions here, not at clips")
     spec = network_spec(network, **options)
     given = None
     if boxes is not None:
-        given = dataset_boxes(dataset) if boxes == "dataset" else read_boxes(Path(boxes), dataset)
+        given = dataset_boxes(dataset) if boxes == "dataset" else read_boxes(Path(boxes), dataset, chosen.sampling.fps)
     return Job(
         request=request,
-        name=(request.name if first else None) or spec.name.rpartition(":")[2] + ("_boxes" if given else ""),
+        name=(request.name if first else None) or _store_name(expert.name if expert else spec.name, given),
         network=network,
         options=options,
         weights=weights,
         spec=spec,
-        keep=_keep(request, spec, first),
+        keep=_keep(request, spec, first, expert.keep if expert else None),
         dataset=dataset,
         sampling=chosen.sampling,
         draws=(DEFAULT_DRAWS if request.draws is None else request.draws) if clip_axis else 0,
         boxes=given,
+        flow=flow,
         durations=np.full(len(dataset.videos["name"]), np.nan),
-        missing=missing_videos(dataset),
+        missing=missing_videos(dataset) if spec.reads != "text" else [],
         videos_without_rows={},
     )
+
+
+def _store_name(network: str, boxes: GivenBoxes | None) -> str:
+    """The name of a store by default: the network's, without the library or folder it comes from."""
+    return NOT_IN_NAMES.sub("_", network.rpartition(":")[2].strip("/")) + ("_boxes" if boxes else "")
+
+
+def _flow(request: Extraction, spec: NetworkSpec) -> FlowSource | None:
+    if request.flow is None:
+        return None
+    if spec.reads != "flow":
+        raise UserError(f"--flow {request.flow}: {spec.name} does not read flow")
+    return flow_source(str(request.flow))
 
 
 def _find_durations(job: Job, headers_only: bool, progress, stop: threading.Event) -> None:
     """Fill in the length of every video, and why it is not known: missing, or cannot be read."""
     names = job.dataset.videos["name"]
+    if not job.needs_videos:
+        return _stored_durations(job)
     paths = {i: path for i in range(len(names)) if (path := job.dataset.video_path(i)) is not None}
     if headers_only:
         found = [_header_duration(job, path) for path in paths.values()]
@@ -409,6 +386,16 @@ def _find_durations(job: Job, headers_only: bool, progress, stop: threading.Even
         job.videos_without_rows[names[i]] = "not on disk"
 
 
+def _stored_durations(job: Job) -> None:
+    """The length of every video as the store of flow images knows it."""
+    for i, name in enumerate(job.dataset.videos["name"]):
+        probe = job.flow.store.probe(str(name)) if str(name) in job.flow.store.videos["name"] else None
+        if probe is None:
+            job.videos_without_rows[str(name)] = f"not in {job.flow.store.path}"
+        else:
+            job.durations[i] = probe["duration_s"]
+
+
 def _header_duration(job: Job, path: Path) -> float | VideoError:
     try:
         return quick_probe(path, grid_fps=job.grid_fps, reads=job.reads)[1] or np.nan
@@ -416,20 +403,25 @@ def _header_duration(job: Job, path: Path) -> float | VideoError:
         return error
 
 
-def _keep(request: Extraction, spec: NetworkSpec, first: bool) -> tuple[str, ...]:
-    if spec.kind != "backbone":
-        if first and request.keep:
+def _keep(
+    request: Extraction, spec: NetworkSpec, first: bool, of_expert: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """The arrays that are stored: those asked for, or an expert's, or those the head reads; all of what has no map."""
+    if first and request.keep:
+        if spec.kind in ("detector", "roi"):
             raise UserError(
                 f"--keep {','.join(request.keep)}: {spec.name} stores its boxes and their features, all of them"
             )
-        return tuple(spec.outputs)
-    asked = request.keep if first and request.keep else KEEP_FOR_HEAD.get(request.for_head or "", DEFAULT_KEEP)
-    unknown = [name for name in asked if name not in spec.outputs]
-    if unknown and first and request.keep:
-        raise UserError(
-            f"--keep {','.join(asked)}: {spec.name} has no array {', '.join(unknown)}; it has {', '.join(spec.outputs)}"
-        )
-    return tuple(name for name in spec.outputs if name in asked)
+        unknown = [name for name in request.keep if name not in spec.outputs]
+        if unknown:
+            raise UserError(
+                f"--keep {','.join(request.keep)}: {spec.name} has no array {', '.join(unknown)};"
+                f" it has {', '.join(spec.outputs)}"
+            )
+        return tuple(name for name in spec.outputs if name in request.keep)
+    wanted = of_expert or KEEP_FOR_HEAD.get(request.for_head or "", DEFAULT_KEEP)
+    kept = tuple(name for name in spec.outputs if name in wanted)
+    return kept if kept and spec.kind == "backbone" or of_expert else tuple(spec.outputs)
 
 
 def _weights(request: Extraction, networks: list[str]) -> list[str | None]:
@@ -453,7 +445,8 @@ def _weights(request: Extraction, networks: list[str]) -> list[str | None]:
 
 def _other_store(request: Extraction, dataset: Dataset, main: NetworkSpec) -> tuple[str, str | None] | None:
     """The store beside the clip network's that SAOA reads: (network, boxes), or None."""
-    if request.only or request.backbone is None or request.boxes or main.reads.endswith("_frame"):
+    of_clips = READS[main.reads][0] == "THWC" and request.axis in (None, "clip") and request.hop is None
+    if request.only or request.backbone is None or request.boxes or not of_clips:
         return None
     if not (request.for_head == "saoa" or (request.for_head is None and {"verb", "noun"} <= set(dataset.clips))):
         return None
@@ -465,8 +458,3 @@ def _other_store(request: Extraction, dataset: Dataset, main: NetworkSpec) -> tu
             f"dataset {dataset.name} names {network} for objects but has no boxes; use --only or --boxes CSV"
         )
     return network, "dataset"
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first ten, and how many more."""
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

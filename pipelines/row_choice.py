@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from errors import UserError
-from pipelines.planning import Extraction, Job
+from extract.sampling import GRID_AXES
+from pipelines.planning import Job
+from pipelines.request import Extraction
 from stores import Store, Unit, shard_units
 
 __all__ = ["mine_of", "on_disk", "rows_asked"]
@@ -16,7 +18,7 @@ __all__ = ["mine_of", "on_disk", "rows_asked"]
 def rows_asked(store: Store, job: Job) -> tuple[np.ndarray, list[str]]:
     """((N,) bool over the store's rows: those that the job wants; videos of which the store has no row at all).
 
-    Rows are known by (video, clip id, draw, k). A store of the frame axis has no rows of videos that were missing
+    Rows are known by (video, clip id, draw, k). A store of a grid axis has no rows of videos that were missing
     or unreadable when it was planned. Raises `UserError` for other rows that it lacks, and for annotations that moved.
     """
     mine, theirs = job.rows, store.rows
@@ -38,7 +40,7 @@ def rows_asked(store: Store, job: Job) -> tuple[np.ndarray, list[str]]:
     found = np.array([known.get(key, -1) for key in keys], np.int64)
     lacking = [keys[i] for i in np.flatnonzero((found < 0) & job.wanted)]
     planned = {key[0] for key in known}
-    new_videos = sorted({video for video, *_ in lacking} - planned) if job.sampling.axis == "frame" else []
+    new_videos = sorted({video for video, *_ in lacking} - planned) if job.sampling.axis in GRID_AXES else []
     lacking = [key for key in lacking if key[0] not in new_videos]
     if lacking:
         video, clip, draw, k = lacking[0]
@@ -68,6 +70,8 @@ def _keys(rows: Mapping[str, np.ndarray], videos: Sequence[str], clips: Sequence
 
 def on_disk(job: Job, videos: Sequence[str], video_of_row: np.ndarray) -> np.ndarray:
     """(N,) bool: rows whose video is on disk; `videos` are the names that `video_of_row` counts."""
+    if not job.needs_videos:
+        return np.ones(len(video_of_row), bool)
     there = {name for name, path in zip(job.dataset.videos["name"], job.dataset.videos["path"], strict=True) if path}
     return np.array([name in there for name in videos], bool)[video_of_row]
 

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
+from extract.audio import AudioSource, open_audio
 
 from extract.decode import FrameSource, VideoError, open_source, stat_video
 from pipelines.planning import Job
@@ -16,10 +17,12 @@ WAITING = ("growing", "missing")  # a video that may be usable later: its rows s
 
 @dataclass(frozen=True)
 class Opened:
-    """A video's frames, or (reason code, line) why its rows fail, or neither: they stay pending."""
+    """A video's frames or sound, or (reason code, line) why its rows fail, or neither: they stay pending."""
 
-    source: FrameSource | None = None
+    source: FrameSource | AudioSource | None = None
     failure: tuple[str, str] | None = None
+    size: tuple[int, int] | None = None  # (width, height) of the frames
+    usable: bool = False
 
 
 class Videos:
@@ -46,17 +49,31 @@ class Videos:
     def _open(self, video: int) -> Opened:
         name = self.store.videos["name"][video]
         path, job = self._paths[name], self.job
+        if not job.needs_videos:
+            return self._open_stored_flow(name)
         try:
             found = job.probe_cache.get(path, grid_fps=job.grid_fps, reads=job.reads)
             if not self._record(name, video, found):
                 return Opened()
-            return Opened(
-                open_source(
-                    path, decoder=job.request.decoder, grid_fps=job.grid_fps, reads=job.reads, threads=self.threads
-                )
+            if job.spec.reads == "waveform":
+                return Opened(open_audio(path, round(job.spec.fps)), usable=True)
+            source = open_source(
+                path, decoder=job.request.decoder, grid_fps=job.grid_fps, reads=job.reads, threads=self.threads
             )
+            return Opened(source, size=(source.width, source.height), usable=True)
         except VideoError as error:
             return Opened() if error.reason in WAITING else Opened(failure=(error.reason, str(error)))
+
+    def _open_stored_flow(self, name: str) -> Opened:
+        """What the store of flow images knows of the video is all that is needed of it."""
+        probe = self.job.flow.store.probe(name)
+        if probe is None:
+            return Opened()
+        with self._lock:
+            if self.store.probe(name) is None:
+                geometry = self.job.geometry(probe["width"], probe["height"])
+                self.store.write_probe(name, {**probe, "geometry": geometry})
+        return Opened(size=(probe["width"], probe["height"]), usable=True)
 
     def _record(self, name: str, video: int, found) -> bool:
         """Write the probe, or compare it with the one there; False if the video's content is not what it was."""
@@ -80,6 +97,8 @@ def changed_videos(job: Job, store: Store) -> list[str]:
     Frame folders are compared when one of their units is computed: only listing them all would tell.
     """
     changed = []
+    if not job.needs_videos:
+        return changed
     computed = np.unique(store.rows["video"][store.ok])
     paths = {name: job.dataset.video_path(i) for i, name in enumerate(job.dataset.videos["name"])}
     for video in computed.tolist():

@@ -63,15 +63,25 @@ class ArraySpec:
 
     @property
     def fill(self) -> float | int:
-        """What a row without a value holds: NaN, -1, or 0 for uint8. No row that is ok starts with it."""
+        """What a row without a value holds: NaN, -1, or 0 for uint8. No ok row starts with it, but pictures may."""
         return {"f": math.nan, "i": -1, "u": 0}[np.dtype(self.dtype).kind]
+
+    @property
+    def is_picture(self) -> bool:
+        """uint8 of two or more dimensions: every value is a value, none marks an empty row."""
+        return self.dtype == "uint8" and len(self.row_shape) >= 2
 
     @property
     def row_bytes(self) -> int:
         return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
 
     def has_value(self, values: np.ndarray) -> np.ndarray:
-        """(N, *row_shape) -> (N,) bool: the first value of the row is not the fill value."""
+        """(N, *row_shape) -> (N,) bool: the first value of the row is not the fill value.
+
+        Pictures (uint8 of two or more dimensions) may begin with black: theirs always counts as a value.
+        """
+        if self.is_picture:
+            return np.ones(len(values), bool)
         first = values[(slice(None), *(0 for _ in self.row_shape))]
         return ~np.isnan(first) if first.dtype.kind == "f" else first != self.fill
 
@@ -98,7 +108,8 @@ class Manifest:
     recipe: everything that determines a row's values from its window; its hash decides whether to resume.
     spec, dataset, lineage: facts for the reader (network, dataset and annotations, what the weights saw).
     extents: ((first row, count), ...), one an extension; rows outside are padding and hidden.
-    hashes: {path inside the store: sha256 of that zarr.json}.
+    tables: {table: its rows}, of every table but `rows/`, whose length the extents say.
+    hashes: {path inside the store: sha256} of every zarr.json, and of the record of every extension.
     seal: None, or {"k": number of the seal, "digests": sha256 of its list of digests}.
     """
 
@@ -109,6 +120,7 @@ class Manifest:
     dataset: Mapping[str, Any] = field(default_factory=dict)
     lineage: Any = field(default_factory=list)
     extents: tuple[tuple[int, int], ...] = ()
+    tables: Mapping[str, int] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     seal: Mapping[str, Any] | None = None
 
@@ -132,6 +144,7 @@ class Manifest:
             "format": FORMAT,
             "n_rows": self.n_rows,
             "extents": [list(extent) for extent in self.extents],
+            "tables": dict(self.tables),
             "recipe_hash": self.recipe_hash,
             "recipe": self.recipe,
             "layout": asdict(self.layout),
@@ -164,6 +177,7 @@ class Manifest:
             dataset=data["dataset"],
             lineage=data["lineage"],
             extents=tuple((first, count) for first, count in data["extents"]),
+            tables=data.get("tables", {}),
             hashes=data["hashes"],
             seal=data["seal"],
         )

@@ -2,20 +2,51 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
+from drawn import faces_frame, words_frame
 
 SMALL_CLIP = {"clip_len": 16, "resize": {"mode": "squash", "size": 64}}
+TINY_CTC = Path(__file__).parent / "tiny_ctc"  # a recogniser's configuration and tokenizer, for random weights
 CASES = {  # "NAME" or "NAME+variant": options
+    "bert": {"layers": 1, "max_tokens": 8},
     "efficientnet_lite0": {"resize": {"mode": "squash", "size": 96}},
     "efficientnet_lite0+boxes": {"boxes": True, "resize": {"mode": "squash", "size": 96}},
+    "face": {"top": 2},
     "faster_rcnn_r50_fpn": {"resize": {"mode": "detector", "size": 96}, "proposals": 100},
+    "faster_rcnn_r50_fpn+detectron2": {
+        "layout": "detectron2",
+        "resize": {"mode": "detector", "size": 96},
+        "proposals": 100,
+    },
+    "faster_rcnn_x101_fpn": {"resize": {"mode": "detector", "size": 96}, "proposals": 100},
+    "flow_images": SMALL_CLIP,
+    "frames": SMALL_CLIP,
     "i3d_flow": SMALL_CLIP,
     "i3d_rgb": SMALL_CLIP,
+    "minilm": {"layers": 2, "normalise": False, "max_tokens": 12},
     "null": SMALL_CLIP,
+    "ocr": {"max_words": 4, "text_options": {"layers": 2, "normalise": False}},
+    "r2plus1d34": {"clip_len": 8, "resize": {"mode": "squash", "size": 48}},
+    "r3d50": SMALL_CLIP,
+    "r3d50_flow": SMALL_CLIP,
+    "s3d": SMALL_CLIP,
+    "slow_r50": {"clip_len": 4, "resize": {"mode": "squash", "size": 64}},
+    "speech": {"model": str(TINY_CTC), "text_options": {"layers": 2, "normalise": False}},
     "tiny3d": {},
+    **{name: {"resize": {"mode": "squash", "size": 96}} for name in ("resnet50", "shufflenet_v2", "tsn_resnet50")},
+    **{name: {"resize": {"mode": "squash", "size": 64}} for name in ("resnet101", "resnet152", "densenet161")},
+    **{name: {"resize": {"mode": "squash", "size": 64}} for name in ("tsn_resnet101", "tsn_resnet152")},
+    "resnet50+boxes": {"boxes": True, "resize": {"mode": "squash", "size": 96}},
+    "swin3d_t": {"clip_len": 8, "resize": {"mode": "squash", "size": 96}},
+    "swin3d_t_flow": {"clip_len": 5, "resize": {"mode": "squash", "size": 70}},
+    "swin3d_t_audio": {"size": 96},
+    "vggish": {},
 }
+WEIGHTS = {"face": None}  # networks that take no random ones: their own, from a package; every other case: "random:0"
+DRAWN = {"face": faces_frame, "ocr": words_frame}  # networks that find nothing in noise: seed -> frame
 SENTENCES = (
     "A man cuts a potato.",
     "The soccer team walks out on the field, waving to a very large crowd of people.",
@@ -40,6 +71,8 @@ def inputs(spec, n, seed=0):
         return {"texts": [SENTENCES[(seed + i) % len(SENTENCES)] for i in range(n)]}
     if spec.reads == "waveform":
         return {"waveforms": [waveform(spec.clip_len, spec.fps, seed + i) for i in range(n)]}
+    if spec.name in DRAWN:
+        return {"frames": [DRAWN[spec.name](seed + i) for i in range(n)]}
     height, width = spec.input_size or (96, 128)
     shape = (height, width, spec.channels)
     shape = (spec.clip_len, *shape) if spec.reads in ("rgb_clip", "flow") else shape

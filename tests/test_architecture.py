@@ -45,7 +45,7 @@ def test_reading_a_store_needs_no_torch():
 def test_extraction_keeps_what_the_heads_read():
     """`--for HEAD` is planned without importing torch, so the planner has a table of its own."""
     from heads import get_head
-    from pipelines.planning import KEEP_FOR_HEAD
+    from pipelines.request import KEEP_FOR_HEAD
 
     for name, kept in KEEP_FOR_HEAD.items():
         reads = get_head(name).reads

@@ -354,7 +354,7 @@ def test_wrong_use_exits_with_2_and_writes_nothing(kitchen, tmp_path):
         (["--decoder", "magic"], "magic"),
         (["--split", "nowhere"], "nowhere"),
         (["--layer", "Mixed_9z"], "layer"),
-        (["--flow", "tvl1"], "flow folders"),
+        (["--flow", "tvl1"], "does not read flow"),
     ]
     for more, said in cases:
         done = run_cli(*cli_arguments(kitchen, tmp_path / "f", *more))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -35,6 +36,7 @@ FitFunction = Callable[[Mapping[str, Any]], dict[str, Any]]
 _NETWORKS: dict[str, SpecFunction] = {}
 _LIBRARIES: dict[str, SpecFunction] = {}
 _FIT: dict[str, FitFunction] = {}
+_LIBRARY_FIT: dict[str, Callable[[str, str], dict[str, Any]]] = {}
 _HIDDEN: set[str] = set()
 ALIASES = {"i3d": "i3d_rgb"}
 
@@ -66,10 +68,13 @@ def register_network(
     return register
 
 
-def register_library(prefix: str) -> Callable[[SpecFunction], SpecFunction]:
+def register_library(
+    prefix: str, *, fit: Callable[[str, str], dict[str, Any]] | None = None
+) -> Callable[[SpecFunction], SpecFunction]:
     """Register a function (model name, **options) -> `NetworkSpec` that serves every network "PREFIX:NAME".
 
     It reads the spec from the library's own metadata, so it may import the library, and torch.
+    `fit` (model name, weights as given) returns the options that these weights ask for, as for `register_network`.
 
     Raises:
         ValueError: the prefix is taken.
@@ -79,6 +84,8 @@ def register_library(prefix: str) -> Callable[[SpecFunction], SpecFunction]:
         if prefix in _LIBRARIES or prefix == "py":
             raise ValueError(f"a library named {prefix!r} is already registered")
         _LIBRARIES[prefix] = function
+        if fit is not None:
+            _LIBRARY_FIT[prefix] = fit
         return function
 
     return register
@@ -119,13 +126,16 @@ def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
     from .. import weights as weights_module
 
     if ":" in name:
-        return {}
+        prefix, _, model = name.partition(":")
+        known = weights is not None and not weights.startswith("random:") and prefix in _LIBRARY_FIT
+        return _LIBRARY_FIT[prefix](model, weights) if known else {}
     arch, tag = _split_tag(name)
     weights = weights or (f"{arch}.{tag}" if tag else None)
-    if weights is None:
-        entry = weights_module.TABLE.get(network_spec(arch).weights)
-        return dict(entry.options) if entry else {}
-    if weights.startswith("random:"):
+    table = weights_module.TABLE
+    entry = table.get(weights or network_spec(arch).weights) or table.get(f"{arch}.{weights}")
+    if entry is not None:  # on this machine or still to be downloaded
+        return dict(entry.options)
+    if weights is None or weights.startswith("random:"):
         return {}
     found = weights_module.resolve(arch, "", weights, download=False, missing_ok=True)
     if found is None:
@@ -150,7 +160,7 @@ def create_network(name: str, weights: str | None = None, **options: Any) -> Any
         net = _call_own(name, options)
         net = net.build() if isinstance(net, NetworkSpec) else net
     elif ":" in name:
-        net = _call_library(name, options).build()
+        net = _call_library(name, weights_options(name, weights) | options).build()
     else:
         arch, tag = _split_tag(name)
         weights = weights or (f"{arch}.{tag}" if tag else None)
@@ -188,10 +198,13 @@ def _split_tag(name: str) -> tuple[str, str]:
 def _call_library(name: str, options: dict[str, Any]) -> NetworkSpec:
     prefix, _, model = name.partition(":")
     if prefix not in _LIBRARIES or not model:
+        near = difflib.get_close_matches(prefix, [*_LIBRARIES, "py"], n=1)
+        hint = f"did you mean {near[0]}:{model or 'NAME'}? " if near else ""
         raise UserError(
-            f"no network is called {name!r}: before the colon comes one of {', '.join([*sorted(_LIBRARIES), 'py'])}"
+            f"no network is called {name!r}: {hint}before the colon comes one of "
+            f"{', '.join([*sorted(_LIBRARIES), 'py'])}, after it a name"
         )
-    return _LIBRARIES[prefix](model, **options)
+    return _call(name, functools.partial(_LIBRARIES[prefix], model), options)
 
 
 def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Any:
@@ -213,12 +226,16 @@ def _call_own(name: str, options: dict[str, Any]) -> Any:
     spec = getattr(made, "spec", made)
     if not isinstance(spec, NetworkSpec):
         raise UserError(
-            f"{name}: the factory must return a NetworkSpec or an extract.networks.Network with a spec, "
+            f"{name}: the factory must return a NetworkSpec, or a Network or torch module with a `spec`, "
             f"got {type(made).__name__}"
         )
     spec = replace(spec, name=short_name, code_hash=code_hash)
     if isinstance(made, NetworkSpec):
         return spec
+    if not hasattr(made, "load_weights"):  # a plain torch module that carries its spec
+        from .base import Network
+
+        return Network(spec, made)
     made.spec = spec
     return made
 

@@ -1,0 +1,140 @@
+"""What the user asks of stage one, checked as far as it can be without looking at anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import UserError
+from extract.decode import DECODERS
+from extract.sampling import GRID_AXES
+
+__all__ = ["KEEP_FOR_HEAD", "Extraction", "feature_roots", "readable_bytes", "some_of"]
+
+# What each head reads of a clip network's store: the default of --keep.
+KEEP_FOR_HEAD = {"saoa": ("spatial", "vector"), "whole_frame": ("vector",)}
+PRECISIONS = ("fp32", "bf16", "fp16")
+DTYPES = ("float16", "float32")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What the user asks of stage one. Every field is an option of `cli.py extract`; checked on creation."""
+
+    dataset: str
+    backbone: str | None = None
+    detector: str | None = None
+    expert: str | None = None
+    # where things are
+    data: str | Path | None = None  # root of all datasets; default CLIPBANK_DATA
+    videos: str | Path | None = None  # folder of videos of one's own CSV
+    features: tuple[
+        str | Path, ...
+    ] = ()  # feature roots, the first is written; default CLIPBANK_FEATURES or ./features
+    # the network
+    name: str | None = None  # the store's name; default the network's
+    weights: tuple[str, ...] = ()  # PATH, random:SEED, or NETWORK=PATH
+    layer: str | None = None
+    boxes: str | None = None  # "dataset" or a CSV: RoI features of given boxes
+    roi_feature: str | None = None  # pooled | fc
+    option: tuple[str, ...] = ()  # KEY=VALUE: any option of the network
+    flow: str | None = None  # tvl1, dis, raft, or a store of flow images
+    axis: str | None = None  # clip, frame or segment; default the network's
+    hop: float | None = None  # seconds from one row to the next (frame and segment axes)
+    # what is stored
+    for_head: str | None = None
+    keep: tuple[str, ...] = ()
+    only: bool = False
+    draws: int | None = None  # random-centre clips a training segment
+    seed: int = 0
+    dtype: str = "float16"
+    # how it is computed
+    precision: str = "fp32"
+    decoder: str = "pyav"
+    unit_rows: int | None = None
+    batch_size: int | None = None
+    # which part of it now
+    split: str | None = None  # part, or scheme:part
+    limit: int | None = None
+    shard: tuple[int, int] | None = None
+    missing: str = "error"
+    retry_failed: bool = False
+
+    def __post_init__(self):
+        if [self.backbone, self.detector, self.expert].count(None) != 2:
+            raise UserError("give one of --backbone, --detector and --expert")
+        _one_of("--precision", self.precision, PRECISIONS)
+        _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--decoder", self.decoder, DECODERS)
+        _one_of("--missing", self.missing, ("error", "skip"))
+        if self.axis is not None:
+            _one_of("--axis", self.axis, ("clip", *GRID_AXES))
+        if self.hop is not None and not self.hop > 0:
+            raise UserError(f"--hop must be positive seconds, got {self.hop}")
+        if self.hop is not None and self.axis == "clip":
+            raise UserError("--hop is of the frame and segment axes; --axis clip has one window a clip and draw")
+        if self.for_head is not None:
+            _one_of("--for", self.for_head, tuple(KEEP_FOR_HEAD))
+        if self.name is not None and not NAME.fullmatch(self.name):
+            raise UserError(f"--name {self.name!r}: a store's name has letters, digits, '_', '-', '.' and '=' only")
+        for flag, value, least in [
+            ("--draws", self.draws, 0),
+            ("--limit", self.limit, 1),
+            ("--unit-rows", self.unit_rows, 1),
+            ("--batch-size", self.batch_size, 1),
+        ]:
+            if value is not None and value < least:
+                raise UserError(f"{flag} must be at least {least}, got {value}")
+        _ = self.network_options  # refuses what is no KEY=VALUE
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise UserError(f"--shard i/n needs 0 <= i < n, got {self.shard[0]}/{self.shard[1]}")
+
+    @property
+    def network_options(self) -> dict:
+        """--option KEY=VALUE as a dict; a value that reads as JSON is taken as such, any other as text."""
+        options = {}
+        for setting in self.option:
+            key, equals, value = setting.partition("=")
+            if not equals or not key.isidentifier():
+                raise UserError(f"--option {setting}: expected KEY=VALUE, such as layer=Mixed_4f")
+            try:
+                options[key] = json.loads(value)
+            except ValueError:
+                options[key] = value
+        return options
+
+    @property
+    def feature_roots(self) -> list[Path]:
+        return feature_roots(self.features)
+
+
+def feature_roots(given: tuple[str | Path, ...] = ()) -> list[Path]:
+    """The feature roots in order: those given, else CLIPBANK_FEATURES (path-separated), else ./features."""
+    if given:
+        return [Path(root) for root in given]
+    listed = [root for root in os.environ.get("CLIPBANK_FEATURES", "").split(os.pathsep) if root]
+    return [Path(root) for root in listed] or [Path("features")]
+
+
+def readable_bytes(n: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.4g} {unit}"
+        n /= 1024
+    return f"{n:.4g} TiB"
+
+
+def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first ten, and how many more."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
