@@ -203,7 +203,7 @@ def _box_list(text: str) -> list[list[float]] | None:
         return None
     try:
         boxes = json.loads(re.sub(r",\s*(?=[\])])", "", text).translate({40: "[", 41: "]"}))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     good = all(isinstance(box, list) and len(box) == 4 and not any(isinstance(v, list) for v in box) for box in boxes)
     return boxes if good and all(math.isfinite(v) for box in boxes for v in box) else None

@@ -75,7 +75,8 @@ def read_pickle(path: str | Path) -> Any:
                     "dicts and lists, nothing that runs code; save the arrays alone, or use .pth or .safetensors"
                 ) from refused
             except (
-                ArithmeticError, IndexError, KeyError, MemoryError, TypeError, UnicodeError, ValueError, struct.error,
+                ArithmeticError, AttributeError, IndexError, KeyError, MemoryError, TypeError, UnicodeError, ValueError,
+                struct.error,
             ) as error:  # fmt: skip
                 raise UserError(f"{path} is not a pickle, or a damaged one: {str(error)[:200]}") from error
 

@@ -32,7 +32,9 @@ __all__ = [
     "RandomWeightsWarning",
     "Weights",
     "add_weights",
+    "combined_hash",
     "file_hash",
+    "find_entry",
     "find_local",
     "load_into",
     "random_value",
@@ -125,7 +127,8 @@ def resolve(
         if not re.fullmatch(r"\d{1,18}", seed):
             raise UserError(f"weights {weights!r}: expected random:SEED with a whole number, for example random:0")
         return Resolved(weights, seed=int(seed))
-    if weights is not None and weights not in TABLE and f"{network}.{weights}" not in TABLE:
+    entry = TABLE.get(default) if weights is None else find_entry(network, weights)
+    if weights is not None and entry is None:
         path = Path(weights).expanduser()
         if not path.is_file():
             if missing_ok:
@@ -137,7 +140,6 @@ def resolve(
             )
         return Resolved(f"file:{path.name}", path, entry=_entry_of(path, network))
 
-    entry = TABLE.get(weights or default) or TABLE.get(f"{network}.{weights}")
     if entry is None:
         raise UserError(f"{network} has no published weights: give a path or random:SEED (--weights)")
     found = find_local(entry)
@@ -150,6 +152,22 @@ def resolve(
     if missing_ok:
         return None
     raise UserError(_how_to_get(network, entry))
+
+
+def find_entry(network: str, weights: str) -> Weights | None:
+    """The table entry that `weights` names, in full or by its tag; None if it names none.
+
+    Raises:
+        UserError: it is an entry of another network.
+    """
+    entry = TABLE.get(weights) or TABLE.get(f"{network}.{weights}")
+    if entry is not None and entry.architecture != network:
+        known = [n for n, w in TABLE.items() if w.architecture == network]
+        raise UserError(
+            f"weights {weights!r} are those of {entry.architecture}, not of {network} "
+            f"(known: {', '.join(known) or 'none'}; or a path, or random:SEED)"
+        )
+    return entry
 
 
 def find_local(entry: Weights) -> tuple[str, Path] | None:
@@ -174,10 +192,9 @@ def _hub_folder() -> Path:
 
 def _entry_of(path: Path, network: str) -> Weights | None:
     """The table entry whose hash a file has, so that a published file keeps its lineage under any name."""
-    for entry in TABLE.values():
-        if entry.architecture == network and entry.hash and _has_hash(path, entry.hash):
-            return entry
-    return None
+    entries = [entry for entry in TABLE.values() if entry.architecture == network and entry.hash]
+    hashes = {kind: file_hash(path, kind) for kind in {entry.hash.partition(":")[0] for entry in entries}}
+    return next((e for e in entries if hashes[e.hash.partition(":")[0]].startswith(e.hash)), None)
 
 
 def _download(entry: Weights) -> Path:
@@ -223,13 +240,16 @@ def file_hash(path: Path, kind: str = "sha256") -> str:
     return f"{kind}:{digest.hexdigest()}"
 
 
-def _has_hash(path: Path, wanted: str) -> bool:
-    return file_hash(path, wanted.partition(":")[0]).startswith(wanted)
+def combined_hash(*hashes: str) -> str:
+    """One sha256 of several, in order."""
+    return f"sha256:{hashlib.sha256(chr(10).join(hashes).encode()).hexdigest()}"
 
 
 def _check_hash(path: Path, entry: Weights) -> None:
-    if entry.hash and not _has_hash(path, entry.hash):
-        found = file_hash(path, entry.hash.partition(":")[0])
+    if not entry.hash:
+        return
+    found = file_hash(path, entry.hash.partition(":")[0])
+    if not found.startswith(entry.hash):
         raise UserError(
             f"{path} is not the published {entry.filename}: its hash is {found}, expected {entry.hash}; "
             f"delete it and fetch {entry.url or entry.page or entry.package} again "

@@ -24,6 +24,7 @@ from extract.datasets import (
 from extract.datasets.base import annotation_hash, clock_masks, find_media, strings, walk_media
 from extract.datasets.epic_csv import EpicPart, epic_dataset, observed_pairs
 from extract.datasets.registry import parse_options
+from extract.networks import network_spec
 from extract.sampling import clip_rows, instants, preset_for
 
 # ---- the registry ----------------------------------------------------------------------------------------
@@ -285,7 +286,7 @@ def test_epic_clock(epic):
 
 def test_epic_sampled_centres_at_real_rates(epic):
     """The same for the rows that are sampled, every draw of them, through the decoder's rule."""
-    sampling = preset_for("epic55", type("spec", (), {"family": "i3d"})).sampling
+    sampling = preset_for("epic55", network_spec("i3d")).sampling
     begun = time.perf_counter()
     rows = clip_rows(epic.clips, sampling, draws=4)
     times = instants(rows, sampling)[:, sampling.frames // 2]

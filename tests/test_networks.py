@@ -72,6 +72,45 @@ def test_unknown_names_and_options():
         network_spec("i3d_rgb", resize={"mod": "squash", "size": 3})
 
 
+@pytest.mark.parametrize(
+    "name, option, value, message",
+    [
+        ("i3d_rgb", "clip_len", "x", "clip_len must be int, got 'x'"),
+        ("i3d_rgb", "clip_len", True, "clip_len must be int, got True"),
+        ("r3d50", "classes", 0, "classes must be a positive whole number"),
+        ("i3d_flow", "classes", -1, "classes must be a positive whole number"),
+        ("i3d_flow", "flow_bound", float("nan"), "flow_bound must be float"),
+        ("resnet50", "boxes", "yes", "boxes must be bool"),
+        ("resnet50", "layer", ["layer4"], "layer must be str or None"),
+        ("speech", "text_options", "layers=2", "text_options must be dict or None"),
+        ("faster_rcnn_r50_fpn", "top", 0, "top must be at least 1"),
+        ("faster_rcnn_r50_fpn", "score_threshold", 7, "between 0 and 1"),
+        ("faster_rcnn_r50_fpn", "channels", "RGB", "are options of layout='detectron2'"),
+        ("slow_r50", "resize", {"mode": "squash", "size": "a"}, "whole numbers of pixels"),
+        ("slow_r50", "resize", {"mode": "short_side", "size": 200, "crop": 224}, "a size that holds it"),
+        ("tv:resnet18", "classes", "ten", "classes must be int or None"),
+    ],
+)
+def test_options_are_checked(name, option, value, message):
+    with pytest.raises(UserError, match=message):
+        network_spec(name, **{option: value})
+
+
+def test_one_value_has_one_recipe():
+    assert json.dumps(network_spec("i3d_flow", flow_bound=20, fps=30).recipe()) == json.dumps(
+        network_spec("i3d_flow", flow_bound=20.0, fps=30.0).recipe()
+    )
+    assert network_spec("r3d50", layout=2018) == network_spec("r3d50", layout="2018")
+
+
+@pytest.mark.parametrize("name", ["ocr", "speech"])
+def test_the_recipe_of_a_reader_holds_its_text_network(name):
+    plain = network_spec(name).recipe()
+    for options in ({"text": "bert"}, {"text_options": {"layers": 2}}, {"text_options": {"pooling": "cls"}},
+                    {"text_bytes": 99}, {"max_words": 3}):  # fmt: skip
+        assert network_spec(name, **options).recipe() != plain
+
+
 def test_alias_and_tag_name_the_same_network():
     assert network_spec("i3d") == network_spec("i3d_rgb") == network_spec("i3d.kinetics400")
 
@@ -112,6 +151,7 @@ def test_own_code(tmp_path):
     spec = network_spec(name, channels=5)
     assert spec.name == "py:mine.py:factory" and spec.code_hash.startswith("sha256:")
     assert spec.outputs["vector"] == ((5,), "feature")
+    assert spec.recipe() != network_spec(name, channels=6).recipe()
     net = create_network(name, "random:3")
     assert net.run({"frames": [natural((8, 8, 3), 0)]})["spatial"].shape == (1, 2, 2, 4)
     file.write_text(source + "# changed\n")

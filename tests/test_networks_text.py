@@ -383,7 +383,7 @@ def test_ctc_words_and_times(networks):
                 logits[0, t, letters[letter]] = 30.0
             return SimpleNamespace(logits=logits)
 
-    fake = SimpleNamespace(module=Spelling(), device="cpu", reader=net.reader, tokenizer=net.tokenizer)
+    fake = SimpleNamespace(module=Spelling(), device="cpu", hear=net.hear, tokenizer=net.tokenizer)
     ((hello, yes),) = ctc_words(fake, np.zeros((1, 480000), np.float32))
     step = WINDOW_S / len(frames)
     assert (hello["word"], yes["word"]) == ("HELLO", "YES")
@@ -407,7 +407,7 @@ def test_speech_options(package, tmp_path):
     with pytest.raises(UserError, match="no model.safetensors"):
         create_network("speech", model=str(TINY_CTC))
     spec = network_spec("speech", model=str(TINY_CTC))
-    assert spec.options["model"] == "tiny_ctc" and spec.options["text_options"]["pooling"] == "mean"
+    assert spec.options["model"] == "tiny_ctc" and spec.options["text"]["options"]["pooling"] == "mean"
 
 
 # -- speech: Whisper ---------------------------------------------------------------------------------------------------
@@ -466,6 +466,11 @@ def test_whisper_structure(tiny_whisper, minilm, monkeypatch):
     assert net.lineage[0]["file"] == tiny_whisper.name and net.lineage[1:] == minilm.lineage
     other = create_network("speech", model=str(tiny_whisper), text_options={"layers": 2})
     assert other.spec.recipe() != net.spec.recipe()
+
+    # half precision leaves the log-mel alone
+    half = net.to("cpu", "bf16").run(row_of(batch, 0))
+    net.to("cpu", "fp32")
+    check_words(unpack_items(half["text"][0]))
 
     # Whisper's own test for speech, forced to say no
     monkeypatch.setattr(speech_model, "LOG_PROBABILITY", 100.0)

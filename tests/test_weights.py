@@ -174,6 +174,17 @@ def test_nothing_found_says_what_to_fetch_and_where(entry):
         resolve("i3d_rgb", entry.name, "nowhere.pt")
 
 
+def test_weights_of_another_network_are_refused_before_anything_is_fetched(monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_a, **_k: pytest.fail("it was downloaded"))
+    for name, given in (
+        ("s3d", "i3d_rgb.kinetics400"),
+        ("i3d_flow", "i3d_rgb.kinetics400"),
+        ("minilm", "s3d.torchvision"),
+    ):
+        with pytest.raises(UserError, match=f"are those of {given.partition('.')[0]}, not of {name} .known: {name}"):
+            create_network(name, given)
+
+
 # -- checkpoints ---------------------------------------------------------------------------------------------------
 
 

@@ -14,9 +14,9 @@ from errors import MachineError, UserError
 
 from .spec import READS, NetworkSpec
 
-__all__ = ["Network", "PRECISIONS"]
+__all__ = ["CPU_PIXELS", "PRECISIONS", "Network"]
 
-_CPU_PIXELS = 1 << 20  # pixels of one forward pass on a CPU, all frames counted
+CPU_PIXELS = 1 << 20  # pixels of one forward pass on a CPU, all frames counted
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -115,6 +115,17 @@ class Network:
                 stack.enter_context(torch.autocast(self.device.type, dtype=PRECISIONS[self.precision]))
             yield
 
+    @contextlib.contextmanager
+    def enough_memory(self, rows: int):
+        """Turns the device's running out of memory on so many rows into a `MachineError` that says what helps."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MachineError(
+                f"{self.device} ran out of memory on {rows} rows of {self.spec.name}: use a smaller --batch-size"
+                " (what was committed is safe)"
+            ) from error
+
     # -- weights -----------------------------------------------------------------------------------------------
 
     def load_weights(self, weights: str | None) -> None:
@@ -134,15 +145,31 @@ class Network:
         """Last changes before loading (other class counts, heads not needed); may raise a telling UserError."""
         return state
 
+    def check_channels(self, stem: Tensor | None) -> None:
+        """Refuse a checkpoint whose first convolution reads another number of channels."""
+        own = self.spec.channels
+        if stem is not None and stem.dim() == 5 and stem.shape[1] != own:
+            is_a = {2: "a flow", 3: "an RGB"}.get(stem.shape[1], f"a {stem.shape[1]}-channel")
+            raise UserError(
+                f"this is {is_a} checkpoint (its first convolution reads {stem.shape[1]} channels); "
+                f"{self.spec.name} reads {own}"
+            )
+
+    def check_classes(self, bias: Tensor | None, wanted: int) -> None:
+        """Refuse a checkpoint whose classifier (its bias, None where it has none) has another number of outputs."""
+        if bias is not None and len(bias) != wanted:
+            raise UserError(
+                f"the checkpoint has {len(bias)} classes, {self.spec.name} was asked for {wanted}: "
+                f"pass classes={len(bias)}"
+            )
+
     def load_published(self, path: str) -> Network:
         """Load a checkpoint of the reference implementation (.pt, .pth, .safetensors). Returns itself.
 
         Raises:
             UserError: unreadable, or of another architecture (the first missing and unexpected keys are named).
         """
-        from .. import weights
-
-        weights.load_into(self, str(path))
+        self.load_weights(str(path))
         self.prepare()
         return self
 
@@ -172,15 +199,9 @@ class Network:
         rows = self.rows_of(batch)
         out = self.blank(len(rows))
         for slots, stacked in self._groups(rows):
-            try:
-                with self.inference():
-                    values = self.compute(self._upload(stacked), slots, batch)
-                    values = {name: v.to("cpu").numpy() for name, v in values.items() if name in out}
-            except torch.OutOfMemoryError as error:
-                raise MachineError(
-                    f"{self.device} ran out of memory on {len(slots)} rows of {self.spec.name}: use a smaller"
-                    " --batch-size (what was committed is safe)"
-                ) from error
+            with self.inference(), self.enough_memory(len(slots)):
+                values = self.compute(self._upload(stacked), slots, batch)
+                values = {name: v.to("cpu").numpy() for name, v in values.items() if name in out}
             for row, slot in enumerate(slots):
                 if rows[slot] is not None:
                     for name, value in values.items():
@@ -216,7 +237,7 @@ class Network:
 
     def _rows_at_once(self, x: Tensor) -> int:
         """On a CPU large clips go through one by one: a batch of them falls out of its caches and gains nothing."""
-        return len(x) if self.device.type != "cpu" else max(1, _CPU_PIXELS * x.shape[-1] // x[0].numel())
+        return len(x) if self.device.type != "cpu" else max(1, CPU_PIXELS * x.shape[-1] // x[0].numel())
 
     def normalise(self, x: Tensor) -> Tensor:
         """uint8 (B, ..., C) on the device -> float32 (B, C, ...), (x / 255 - mean) / std, channels last in memory."""

@@ -52,7 +52,7 @@ def clip_spec(
     """
     if layer != "logits" and layer not in channels:
         raise UserError(f"{name}: layer must be one of {', '.join([*channels, 'logits'])}, got {layer!r}")
-    if not isinstance(classes, int) or classes < 1:
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
         raise UserError(f"{name}: classes must be a positive whole number, got {classes!r}")
     resize = resize_dict(resize, default_resize)
     size = clip_input_size(resize)

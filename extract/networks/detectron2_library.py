@@ -91,6 +91,7 @@ def detectron2_model(
         cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = int(proposals)
     if classes is not None:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = int(classes) - 1
+    cfg.MODEL.WEIGHTS = ""  # a path of some machine, or the zoo's: the weights have a hash of their own
     order = -1 if cfg.INPUT.FORMAT == "BGR" else 1
     return NetworkSpec(
         name=f"d2:{name}",
@@ -106,6 +107,7 @@ def detectron2_model(
             "nms_threshold": float(cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST),
             "proposals": int(cfg.MODEL.RPN.POST_NMS_TOPK_TEST),
             "classes": int(cfg.MODEL.ROI_HEADS.NUM_CLASSES) + 1,
+            "channels": str(cfg.INPUT.FORMAT),
         },
         fps=float(fps),
         resize={"mode": "detector", "size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST},

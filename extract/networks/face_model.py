@@ -15,7 +15,6 @@ from .face import DETECTOR, LANDMARKS, RECOGNITION
 from .hub import need_package
 from .roi import pack_boxes, source_size
 from .spec import NetworkSpec
-from .text_model import combined_hash
 
 __all__ = ["Face"]
 
@@ -51,7 +50,9 @@ class Face(Network):
         self.landmarks = dlib.shape_predictor(paths[1])
         self.find = _cnn_finder(dlib, paths[2]) if cnn else _hog_finder(dlib, self.spec.options["score_threshold"])
         # The frontal detector is compiled into dlib: its version stands for it.
-        self.weights_hash = combined_hash(*(entry.hash for entry in entries), "" if cnn else dlib.__version__)
+        self.weights_hash = weights_module.combined_hash(
+            *(entry.hash for entry in entries), "" if cnn else dlib.__version__
+        )
         self.weights_origin = ", ".join(dict.fromkeys(model.origin for model in found))
         self.lineage = [dict(step) for entry in entries for step in entry.trained_on]
 

@@ -32,6 +32,9 @@ _RANDOM_SCALE = (
     ("roi_heads.box_predictor.cls_score.weight", 0.2),
     ("roi_heads.box_predictor.bbox_pred.weight", 0.2),
 )
+_PIXEL_MEAN = (103.53, 116.28, 123.675)  # of ImageNet, BGR
+# defaults of the options that mean nothing to torchvision's network, in the order of its entry
+_DETECTRON2_ONLY = ((1024, 1024), False, True, "BGR", _PIXEL_MEAN, (1.0, 1.0, 1.0))
 _ZOO = "https://dl.fbaipublicfiles.com/detectron2/COCO-Detection"
 _COCO80 = {"dataset": "coco2017", "split": "train", "classes": 80}
 
@@ -115,7 +118,7 @@ def faster_rcnn_r50_fpn(
     class_agnostic: bool = False,
     stride_in_1x1: bool = True,
     channels: str = "BGR",
-    pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
+    pixel_mean: Sequence[float] = _PIXEL_MEAN,
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
     resize: dict[str, Any] | None = None,
     fps: float = 2.0,
@@ -153,8 +156,9 @@ def faster_rcnn_r50_fpn(
     }
     running = {"resize": resize, "fps": fps, "unit_rows": unit_rows, "batch_size": batch_size}
     if layout == "torchvision":
-        if tuple(box_head) != (1024, 1024) or class_agnostic:
-            raise UserError(f"{name}: box_head and class_agnostic are options of layout='detectron2'")
+        given = (tuple(box_head), class_agnostic, stride_in_1x1, channels, tuple(pixel_mean), tuple(pixel_std))
+        if given != _DETECTRON2_ONLY:
+            raise UserError(f"{name}: box_head to pixel_std are options of layout='detectron2'")
         return _spec(
             name,
             roi_feature,
@@ -188,7 +192,7 @@ def faster_rcnn_x101_fpn(
     box_head: Sequence[int] = (1024, 1024),
     class_agnostic: bool = False,
     channels: str = "BGR",
-    pixel_mean: Sequence[float] = (103.53, 116.28, 123.675),
+    pixel_mean: Sequence[float] = _PIXEL_MEAN,
     pixel_std: Sequence[float] = (57.375, 57.12, 58.395),
     resize: dict[str, Any] | None = None,
     fps: float = 2.0,
@@ -282,6 +286,12 @@ def _spec(
 ) -> NetworkSpec:
     if roi_feature not in ("pooled", "fc"):
         raise UserError(f"{name}: roi_feature must be pooled or fc, got {roi_feature!r}")
+    for option, least in (("top", 1), ("proposals", 1), ("classes", 2)):
+        if options[option] < least:
+            raise UserError(f"{name}: {option} must be at least {least}, got {options[option]}")
+    for option in ("score_threshold", "nms_threshold"):
+        if not 0 <= options[option] <= 1:
+            raise UserError(f"{name}: {option} must be between 0 and 1, got {options[option]}")
     resize = resize_dict(resize, {"mode": "detector", "size": 800, "max_size": 1333})
     if resize["mode"] != "detector" or resize.get("crop"):
         raise UserError(f"{name}: resize must be of mode detector without a crop, got {resize!r}")

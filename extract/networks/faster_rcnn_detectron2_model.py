@@ -145,12 +145,8 @@ class Detectron2FasterRcnn(Network):
         return from_detectron2(state, bgr=self.spec.options["channels"] == "BGR")
 
     def adapt_to(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        scores = state.get("roi_heads.box_predictor.cls_score.bias")
-        if scores is not None and len(scores) != self.spec.options["classes"]:
-            raise UserError(
-                f"the checkpoint has {len(scores)} classes with the background, {self.spec.name} was asked for "
-                f"{self.spec.options['classes']}: pass classes={len(scores)}"
-            )
+        # both counts include the background
+        self.check_classes(state.get("roi_heads.box_predictor.cls_score.bias"), self.spec.options["classes"])
         return state
 
     # -- running -----------------------------------------------------------------------------------------------

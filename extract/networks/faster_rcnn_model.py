@@ -51,12 +51,8 @@ class FasterRcnn(Network):
                 f"this is a checkpoint of detectron2, {self.spec.name} was asked for torchvision's: pass "
                 'layout="detectron2", or create the network with these weights, which tells by itself'
             )
-        scores = state.get("roi_heads.box_predictor.cls_score.bias")
-        if scores is not None and len(scores) != self.spec.options["classes"]:
-            raise UserError(
-                f"the checkpoint has {len(scores)} classes with the background, {self.spec.name} was asked for "
-                f"{self.spec.options['classes']}: pass classes={len(scores)}"
-            )
+        # both counts include the background
+        self.check_classes(state.get("roi_heads.box_predictor.cls_score.bias"), self.spec.options["classes"])
         return state
 
     def feature_map(self, x: Tensor) -> Tensor:

@@ -65,9 +65,10 @@ def anchors_of(maps: list[tuple[int, int]], device: torch.device | str = "cpu") 
             w = math.sqrt(size**2 / ratio)
             h = ratio * w
             cell.append([-w / 2, -h / 2, w / 2, h / 2])
-        y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+        steps = [torch.arange(n, device=device) * stride for n in (height, width)]
+        y, x = torch.meshgrid(*steps, indexing="ij")
         corners = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
-        anchors.append((corners + torch.tensor(cell)).reshape(-1, 4).to(device))
+        anchors.append((corners + torch.tensor(cell, device=device)).reshape(-1, 4))
     return anchors
 
 

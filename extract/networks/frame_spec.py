@@ -55,6 +55,8 @@ def frame_spec(
         raise UserError(f"{name}: layer must be one of {', '.join(channels)}, got {layer!r}")
     if roi_pool not in ("max", "mean"):
         raise UserError(f"{name}: roi_pool must be max or mean, got {roi_pool!r}")
+    if roi_size < 1:
+        raise UserError(f"{name}: roi_size must be at least 1, got {roi_size}")
     default = default_resize or {"mode": "short_side", "size": 256, "crop": 224}
     resize = resize_dict(resize, {"mode": "squash", "size": 320} if boxes else default)
     if boxes and resize.get("crop"):

@@ -222,11 +222,6 @@ class HfNetwork(Network):
         unknown = [{"dataset": "unknown", "split": "unknown", "classes": 0, "file": paths[0].name}]
         self.lineage = (trained_on(self.folder) if weights is None else []) or unknown
 
-    def load_published(self, path: str) -> Network:
-        self.load_weights(str(path))
-        self.prepare()
-        return self
-
     def _adopt(self, model: nn.Module) -> None:
         self.module = model.eval().requires_grad_(False)
         self.reader = Reader(self.module, self.config.model_type, self.size, self.grid)

@@ -11,8 +11,9 @@ from typing import Any
 from errors import UserError
 
 from ..weights import IMAGENET, KINETICS400, Weights, add_weights
+from .clip_spec import clip_spec, halved
 from .registry import register_network
-from .spec import NetworkSpec, clip_input_size, resize_dict
+from .spec import NetworkSpec
 
 __all__ = ["LAYERS", "i3d_flow", "i3d_rgb", "map_shape"]
 
@@ -56,7 +57,7 @@ add_weights(
 def map_shape(layer: str, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """(T', H', W') of a layer: every stride-2 stage under SAME padding halves and rounds up."""
     t, s, _ = LAYERS[layer]
-    return -(-frames // t), -(-height // s), -(-width // s)
+    return halved(frames, t), halved(height, s), halved(width, s)
 
 
 @register_network("i3d_rgb")
@@ -75,7 +76,7 @@ def i3d_rgb(
 
     Args:
         layer: Mixed_5c (map T/8, H/32, W/32, 1024), Mixed_4f (T/4, H/16, W/16, 832) or logits (the clip's scores
-            before the softmax, mean over time).
+            before the softmax, mean over time: from 2 x 7 x 7 cells, so at least 9 frames of 193 x 193).
         clip_len, stride, fps: frames of a clip, grid steps between two of them, the grid's rate.
         resize: {"mode", "size", "crop"}; default short side 256, centre crop 224.
         classes: outputs of the last layer, for checkpoints trained on something else than Kinetics-400.
@@ -129,37 +130,21 @@ def _spec(
     batch_size: int,
     **values: Any,
 ) -> NetworkSpec:
-    if layer not in LAYERS:
-        raise UserError(f"{name}: layer must be one of {', '.join(LAYERS)}, got {layer!r}")
-    resize = resize_dict(resize, {"mode": "short_side", "size": 256, "crop": 224})
-    size = clip_input_size(resize)
-    channels = classes if layer == "logits" else LAYERS[layer][2]
-    outputs: dict[str, tuple[tuple[int, ...], str]] = {"vector": ((channels,), "feature")}
-    if size is not None:
-        t, h, w = map_shape(layer, clip_len, *size)
-        if layer == "logits" and (t < 2 or h < 7 or w < 7):
-            raise UserError(
-                f"{name}: layer logits averages over 2 x 7 x 7 cells, but {clip_len} frames of {size[0]} x {size[1]} "
-                f"give {t} x {h} x {w}; use at least 9 frames of 193 x 193, or layer Mixed_5c"
-            )
-        if layer != "logits":
-            outputs = {
-                "map": ((t, h, w, channels), "feature"),
-                "spatial": ((h, w, channels), "feature"),
-                "vector": ((channels,), "feature"),
-            }
-    return NetworkSpec(
-        name=name,
-        kind="backbone",
-        reads=reads,
-        outputs=outputs,
-        builder="extract.networks.i3d_model:I3D",
-        family="i3d",
+    return clip_spec(
+        name,
+        channels={layer: channels for layer, (_, _, channels) in LAYERS.items() if layer != "logits"},
+        map_shape=map_shape,
+        head_cells=(2, 7, 7),
         layer=layer,
         clip_len=clip_len,
+        resize=resize,
+        default_resize={"mode": "short_side", "size": 256, "crop": 224},
+        classes=classes,
+        reads=reads,
+        builder="extract.networks.i3d_model:I3D",
+        family="i3d",
         stride=stride,
         fps=float(fps),
-        resize=resize,
         unit_rows=unit_rows,
         batch_size=batch_size,
         weights=f"{name}.kinetics400",

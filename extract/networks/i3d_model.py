@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import UserError
-
 from .base import Network
 from .layers import conv3d, fold_batch_norm, fuse_all, pad_same, same_max_pool
 from .spec import NetworkSpec
@@ -155,25 +153,15 @@ class I3D(Network):
         return {_from_hassony2(key): value for key, value in state.items()}
 
     def adapt_to(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        name, own = self.spec.name, self.spec.channels
-        stem = state.get("Conv3d_1a_7x7.conv3d.weight")
-        if stem is not None and stem.dim() == 5 and stem.shape[1] != own:
-            kinds = {2: "a flow", 3: "an RGB"}
-            is_a = kinds.get(stem.shape[1], f"a {stem.shape[1]}-channel")
-            raise UserError(
-                f"this is {is_a} checkpoint (its first convolution reads {stem.shape[1]} channels); {name} reads {own}"
-            )
-        classes = state.get("logits.conv3d.bias")
-        if classes is None and self.spec.layer != "logits":
+        self.check_channels(state.get("Conv3d_1a_7x7.conv3d.weight"))
+        bias = state.get("logits.conv3d.bias")
+        if self.spec.layer == "logits":
+            self.check_classes(bias, self.spec.options["classes"])
+        elif bias is None:
             # a backbone-only checkpoint: the last layer is not reached
             return state | {f"logits.{k}": v for k, v in self.module.logits.state_dict().items()}
-        if classes is not None and len(classes) != self.spec.options["classes"]:
-            if self.spec.layer == "logits":
-                raise UserError(
-                    f"the checkpoint has {len(classes)} classes, {name} was asked for {self.spec.options['classes']}: "
-                    f"pass classes={len(classes)}"
-                )
-            self.replace_logits(len(classes))
+        elif len(bias) != self.module.logits.conv3d.out_channels:
+            self.replace_logits(len(bias))
         return state
 
 

@@ -1,4 +1,4 @@
-"""What TensorFlow-born networks share: SAME padding, pooling under it, batch norms folded into convolutions.
+"""What networks share: batch norms folded into convolutions; and, of TensorFlow-born ones, SAME padding and pooling.
 
 SAME padding is worked out from the input at run time: in every dimension
 `max((ceil(n / stride) - 1) * stride + kernel - n, 0)` zeros, the odd one at the end.
@@ -6,11 +6,14 @@ SAME padding is worked out from the input at run time: in every dimension
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["conv3d", "fold_batch_norm", "fuse_all", "pad_same", "same_max_pool", "same_padding"]
+__all__ = ["conv3d", "fold_batch_norm", "folded_copy", "fuse_all", "pad_same", "same_max_pool", "same_padding"]
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -97,3 +100,45 @@ def fuse_all(module: nn.Module, dtype: torch.dtype) -> None:
         for part in module.modules():
             if hasattr(part, "fold"):
                 part.fold(dtype)
+
+
+class FoldedConv(nn.Module):
+    """A convolution with the batch norm after it folded in; casts its input to the dtype of its weights."""
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d, norm: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.folded = fold_batch_norm(conv, norm, dtype)
+        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.folded
+        x = x.to(weight.dtype)
+        if weight.dim() == 5:
+            return conv3d(x, weight, bias, self.stride, self.padding)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
+
+
+def folded_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy for inference in which every convolution takes in the batch norm registered right after it.
+
+    For modules that register their parts in the order in which they run, and 3D convolutions without groups. A
+    Sequential that ends in a convolution counts as that convolution (torchvision's Conv2Plus1D).
+    """
+    made = copy.deepcopy(module)
+    with torch.no_grad():
+        for part in list(made.modules()):
+            for (name, _), (norm_name, norm) in pairwise(list(part.named_children())):
+                owner, last = _last_of(part, name)
+                conv = owner._modules[last]
+                if isinstance(conv, nn.Conv2d | nn.Conv3d) and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
+                    owner._modules[last] = FoldedConv(conv, norm, dtype)
+                    part._modules[norm_name] = nn.Identity()
+    return made
+
+
+def _last_of(owner: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Where a child ends: (its owner, its name), through nested Sequentials."""
+    while isinstance(owner._modules[name], nn.Sequential) and len(owner._modules[name]):
+        owner = owner._modules[name]
+        name = next(reversed(owner._modules))
+    return owner, name

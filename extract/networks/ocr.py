@@ -121,9 +121,9 @@ def ocr(
         family="ocr",
         layer=words.layer,
         options={
-            "text": words.name,
-            "text_options": words.options,
+            "text": words.recipe(),
             "max_words": max_words,
+            "text_bytes": text_bytes,
             "score_threshold": float(score_threshold),
             "detection_side": detection_side,
             "max_side": max_side,

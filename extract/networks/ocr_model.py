@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from .base import Network
 from .ocr import MODELS
 from .registry import create_network
 from .spec import NetworkSpec
-from .text_model import combined_hash
 from .text_rows import pack_items, unpack_items
 
 __all__ = ["Ocr", "keep_best", "line_words"]
@@ -68,9 +67,10 @@ class Ocr(Network):
         self.engine = RapidOCR(params=settings)
         self.text = create_network(self.text_name, weights, **self.text_options)
         self.text.keep = "vector"
-        text_recipe = json.dumps(self.text.spec.recipe(), sort_keys=True)
-        self.weights_hash = combined_hash(
-            *(entry.hash for entry in MODELS.values()), self.text.weights_hash, text_recipe
+        # The library's own steps between its models decide the words too.
+        version = ".".join(metadata.version("rapidocr").split(".")[:2])
+        self.weights_hash = weights_module.combined_hash(
+            *(entry.hash for entry in MODELS.values()), version, self.text.weights_hash
         )
         origins = [*(model.origin for model in found.values()), self.text.weights_origin]
         self.weights_origin = ", ".join(dict.fromkeys(origins))

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -121,7 +122,7 @@ def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
     """The options that a network's weights ask for: those of the table entry, or what `fit` reads in a checkpoint.
 
     Args: as for `create_network`. Returns {} for random weights, and where nothing can be found (creating the network
-    says so). Raises `UserError` for a file that is not a checkpoint.
+    says so). Raises `UserError` for a file that is not a checkpoint, and for a table entry of another network.
     """
     from .. import weights as weights_module
 
@@ -131,8 +132,10 @@ def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
         return _LIBRARY_FIT[prefix](model, weights) if known else {}
     arch, tag = _split_tag(name)
     weights = weights or (f"{arch}.{tag}" if tag else None)
-    table = weights_module.TABLE
-    entry = table.get(weights or network_spec(arch).weights) or table.get(f"{arch}.{weights}")
+    if weights is None:
+        entry = weights_module.TABLE.get(network_spec(arch).weights)
+    else:
+        entry = weights_module.find_entry(arch, weights)
     if entry is not None:  # on this machine or still to be downloaded
         return dict(entry.options)
     if weights is None or weights.startswith("random:"):
@@ -207,7 +210,19 @@ def _call_library(name: str, options: dict[str, Any]) -> NetworkSpec:
     return _call(name, functools.partial(_LIBRARIES[prefix], model), options)
 
 
+_KINDS: dict[str, Any] = {  # what an annotation lets through, by its name
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "dict": Mapping,
+    "Sequence": (list, tuple),
+    "None": type(None),
+}
+
+
 def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """`function(**options)`, its options checked by name and, where it annotates them plainly, by kind."""
     parameters = inspect.signature(function).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         unknown = sorted(set(options) - set(parameters))
@@ -216,7 +231,28 @@ def _call(name: str, function: Callable[..., Any], options: dict[str, Any]) -> A
                 f"network {name!r} has no option {', '.join(map(repr, unknown))}; "
                 f"it takes {', '.join(parameters) or 'none'}"
             )
-    return function(**options)
+    return function(**{option: _checked(name, option, value, parameters) for option, value in options.items()})
+
+
+def _checked(name: str, option: str, value: Any, parameters: Mapping[str, inspect.Parameter]) -> Any:
+    """An option's value if it is of the annotated kind.
+
+    A whole number becomes a float where one is asked for (one value, one recipe), and text where text is: the command
+    line reads layout=2018 and layer=3 as numbers.
+
+    Raises:
+        UserError: it is of another kind, or not finite.
+    """
+    annotation = parameters[option].annotation if option in parameters else ""
+    kinds = [part.strip().partition("[")[0] for part in str(annotation).split("|")]
+    if not set(kinds) <= set(_KINDS):
+        return value  # code of one's own may annotate as it likes, or not at all
+    if isinstance(value, int) and not isinstance(value, bool) and "int" not in kinds:
+        value = float(value) if "float" in kinds else str(value) if "str" in kinds else value
+    fits = "bool" in kinds if isinstance(value, bool) else any(isinstance(value, _KINDS[kind]) for kind in kinds)
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"network {name!r}: {option} must be {' or '.join(kinds)}, got {value!r}")
+    return value
 
 
 def _call_own(name: str, options: dict[str, Any]) -> Any:
@@ -229,7 +265,8 @@ def _call_own(name: str, options: dict[str, Any]) -> Any:
             f"{name}: the factory must return a NetworkSpec, or a Network or torch module with a `spec`, "
             f"got {type(made).__name__}"
         )
-    spec = replace(spec, name=short_name, code_hash=code_hash)
+    # what the factory was told is part of the recipe, whether or not its spec repeats it
+    spec = replace(spec, name=short_name, code_hash=code_hash, options=options | spec.options)
     if isinstance(made, NetworkSpec):
         return spec
     if not hasattr(made, "load_weights"):  # a plain torch module that carries its spec
@@ -257,7 +294,7 @@ def _load_factory(name: str) -> tuple[Callable[..., Any], str, str]:
         sys.modules[module_name] = module
         try:
             found.loader.exec_module(module)
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise UserError(f"{name}: running {path} failed: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, attribute, None)):

@@ -163,17 +163,22 @@ def box_outputs(boxes: int, channels: int) -> dict[str, tuple[tuple[int, ...], s
 
 def resize_dict(resize: dict[str, Any] | None, default: dict[str, Any]) -> dict[str, Any]:
     """A complete, checked Resize as a dict; `resize` replaces the default altogether when given."""
-    chosen = dict(default if resize is None else resize)
-    unknown = set(chosen) - {"mode", "size", "max_size", "crop"}
+    chosen = {key: value for key, value in (default if resize is None else resize).items() if value is not None}
     mode = chosen.get("mode")
+    sizes = {key: value for key, value in chosen.items() if key != "mode"}
+    unknown = set(sizes) - {"size", "max_size", "crop"}
     if unknown or mode not in RESIZE_MODES:
         raise UserError(
             f"resize={chosen!r}: expected mode ({', '.join(RESIZE_MODES)}) with size, max_size (detector), crop; "
             'for example {"mode": "short_side", "size": 256, "crop": 224}'
         )
-    if mode != "none" and not chosen.get("size"):
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes.values()):
+        raise UserError(f"resize={chosen!r}: size, max_size and crop are whole numbers of pixels, at least 1")
+    if mode != "none" and "size" not in sizes:
         raise UserError(f"resize={chosen!r}: mode {mode!r} needs a size in pixels")
-    return {key: value for key, value in chosen.items() if value is not None}
+    if "crop" in sizes and (mode not in ("squash", "short_side") or sizes["crop"] > sizes["size"]):
+        raise UserError(f"resize={chosen!r}: a crop needs mode squash or short_side and a size that holds it")
+    return chosen
 
 
 def _plain(value: Any) -> Any:

@@ -79,9 +79,9 @@ def speech(
         options={
             "model": short,
             "language": language,
-            "text": words.name,
-            "text_options": words.options,
+            "text": words.recipe(),
             "max_words": max_words,
+            "text_bytes": text_bytes,
             "silence_db": float(silence_db),
         },
         clip_len=RATE * WINDOW_S,

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from errors import MachineError, UserError
+from errors import UserError
 
+from ..weights import combined_hash
 from .base import Network
 from .model_folder import model_folder
 from .registry import create_network
 from .spec import NetworkSpec
 from .speech import RATE, WINDOW_S
-from .text_model import combined_hash, load_library_model, read_config
+from .text_model import load_library_model, read_config
 from .text_rows import pack_items
 
 __all__ = ["SpeechNetwork", "ctc_words", "whisper_words"]
@@ -83,17 +84,11 @@ class SpeechNetwork(Network):
         # a batch of long windows gains nothing on a CPU, only Whisper's token by token decoding does
         alone = self.device.type == "cpu" and self.listen is ctc_words
         step = 1 if alone else self.spec.batch_size
-        try:
-            for first in range(0, len(loud), step):
-                part = loud[first : first + step]
-                with self.inference():
-                    heard = self.listen(self, np.stack([rows[slot] for slot in part]))
-                said |= zip(part, heard, strict=True)
-        except torch.OutOfMemoryError as error:
-            raise MachineError(
-                f"{self.device} ran out of memory on {len(loud)} windows of speech: use a smaller --batch-size"
-                " (what was committed is safe)"
-            ) from error
+        for first in range(0, len(loud), step):
+            part = loud[first : first + step]
+            with self.inference(), self.enough_memory(len(part)):
+                heard = self.listen(self, np.stack([rows[slot] for slot in part]))
+            said |= zip(part, heard, strict=True)
         for slot, words in said.items():
             if "text" in out:
                 out["text"][slot] = pack_items(words, out["text"].shape[1])
@@ -103,6 +98,11 @@ class SpeechNetwork(Network):
         if "tokens" in out:
             self._embed(said, out["tokens"])
         return out
+
+    def hear(self, sound: np.ndarray, **options: Any) -> Any:
+        """Windows (B, 480000) as the recogniser reads them, in float32: autocast would round Whisper's log-mel."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.reader(list(sound), sampling_rate=RATE, return_tensors="pt", **options)
 
     def _embed(self, said: dict[int, Words], tokens: np.ndarray) -> None:
         """Each word's vector into its place: (slot, position in time)."""
@@ -120,7 +120,7 @@ class SpeechNetwork(Network):
 
 def ctc_words(net: SpeechNetwork, sound: np.ndarray) -> list[Words]:
     """Greedy decoding: the best token of each frame, merged into words by the tokenizer; times are whole frames."""
-    read = net.reader(list(sound), sampling_rate=RATE, return_tensors="pt")
+    read = net.hear(sound)
     mask = read.get("attention_mask")
     logits = net.module(
         read[net.module.main_input_name].to(net.device), attention_mask=None if mask is None else mask.to(net.device)
@@ -142,7 +142,7 @@ def ctc_words(net: SpeechNetwork, sound: np.ndarray) -> list[Words]:
 
 def whisper_words(net: SpeechNetwork, sound: np.ndarray) -> list[Words]:
     """Greedy decoding with Whisper's own test for speech; times by the alignment heads' attention."""
-    read = net.reader(list(sound), sampling_rate=RATE, return_tensors="pt", return_attention_mask=True)
+    read = net.hear(sound, return_attention_mask=True)
     language = net.spec.options["language"]
     result = net.module.generate(
         read.input_features.to(net.device),

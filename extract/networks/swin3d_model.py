@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformerBlock
 from torchvision.models.video.swin_transformer import PatchEmbed3d, ShiftedWindowAttention3d, SwinTransformer3d
 
+from .base import CPU_PIXELS
 from .clip_model import ClipBackbone, logits_map
 from .spec import NetworkSpec
 from .spectrograms import tbn_log_spectrogram
@@ -148,7 +149,7 @@ class SpectrogramSwin(Swin3d):
 
     def _rows_at_once(self, x: Tensor) -> int:
         pixels = self.spec.options["frames"] * self.spec.options["size"] ** 2
-        return len(x) if self.device.type != "cpu" else max(1, (1 << 20) // pixels)
+        return len(x) if self.device.type != "cpu" else max(1, CPU_PIXELS // pixels)
 
 
 def _own_key(key: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from .model_folder import folder_hash, model_folder, short_name
 from .spec import NetworkSpec
 from .text import ARCHITECTURES, POSITIONS, VOCABULARY
 
-__all__ = ["Bert", "LibraryText", "TextNetwork", "bert_network", "combined_hash", "load_library_model", "read_config"]
+__all__ = ["Bert", "LibraryText", "TextNetwork", "bert_network", "load_library_model", "read_config"]
 
 
 class TextNetwork(Network):
@@ -69,7 +68,7 @@ class TextNetwork(Network):
             padded[row, : len(own)] = own
         number = torch.tensor(lengths, device=self.device)
         mask = torch.arange(padded.shape[1], device=self.device) < number[:, None]
-        with self.inference():
+        with self.inference(), self.enough_memory(len(ids)):
             hidden = self.module(input_ids=self._upload(padded), attention_mask=mask.long()).last_hidden_state.float()
             vector = self._pooled(hidden, mask, number)
         columns = {
@@ -113,7 +112,7 @@ class Bert(TextNetwork):
     def load_weights(self, weights: str | None) -> None:
         """As every network's; the hash covers the vocabulary too, which decides what the weights are given."""
         super().load_weights(weights)
-        self.weights_hash = combined_hash(self.weights_hash, weights_module.file_hash(self.vocabulary))
+        self.weights_hash = weights_module.combined_hash(self.weights_hash, weights_module.file_hash(self.vocabulary))
 
     def convert_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         own = self.module.state_dict()
@@ -170,7 +169,8 @@ class LibraryText(TextNetwork):
     def encode(self, texts: list[str], limit: int) -> tuple[list[list[int]], list[int]]:
         whole = self.tokenizer(texts, verbose=False)["input_ids"]
         cut = self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
-        return cut, [len(i) for i in whole]
+        # some tokenizers make nothing of an empty text, which no encoder can read
+        return [i or [self.pad] for i in cut], [len(i) for i in whole]
 
     def load_weights(self, weights: str | None) -> None:
         self.module, self.weights_hash, self.weights_origin, self.lineage = load_library_model(
@@ -254,8 +254,3 @@ def load_library_model(
         )
     lineage = [{"dataset": "unknown", "split": "unknown", "classes": 0, "file": short_name(model)}]
     return module.eval().requires_grad_(False), folder_hash(folder), f"model:{short_name(model)}", lineage
-
-
-def combined_hash(*hashes: str) -> str:
-    """One sha256 of several, in order."""
-    return f"sha256:{hashlib.sha256(chr(10).join(hashes).encode()).hexdigest()}"

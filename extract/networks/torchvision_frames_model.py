@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from errors import UserError
-
 from .base import Network
-from .layers import fold_batch_norm
+from .layers import folded_copy
 from .roi import RoiNetwork
 from .spec import NetworkSpec
 from .torchvision_frames import FAMILIES, NETWORKS
@@ -41,34 +37,6 @@ STAGES = {
         "norm5": ("transition3", "denseblock4", "norm5"),
     },
 }
-
-
-class FoldedConv2d(nn.Module):
-    """A convolution with the batch norm after it folded in; casts its input to the dtype of its weights."""
-
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.folded = fold_batch_norm(conv, norm, dtype)
-        self.stride, self.padding, self.groups = conv.stride, conv.padding, conv.groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.folded
-        return F.conv2d(x.to(weight.dtype), weight, bias, self.stride, self.padding, 1, self.groups)
-
-
-def folded_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy for inference: every convolution takes in the batch norm registered right after it.
-
-    True of ResNet, ShuffleNet and DenseNet, which register their parts in the order in which they run.
-    """
-    made = copy.deepcopy(module)
-    with torch.no_grad():
-        for part in list(made.modules()):
-            for (name, conv), (norm_name, norm) in pairwise(list(part.named_children())):
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    part._modules[name] = FoldedConv2d(conv, norm, dtype)
-                    part._modules[norm_name] = nn.Identity()
-    return made
 
 
 class FrameModule(nn.Module):
@@ -133,12 +101,8 @@ class Frames(Network):
 
     def adapt_to(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         module, classes = self.module, self.spec.options.get("classes")
-        bias = state.get(f"{module.head}.bias")
-        if classes and bias is not None and len(bias) != classes:
-            raise UserError(
-                f"the checkpoint has {len(bias)} classes, {self.spec.name} was asked for {classes}: "
-                f"pass classes={len(bias)}"
-            )
+        if classes:
+            self.check_classes(state.get(f"{module.head}.bias"), classes)
         unused = tuple(f"{module.prefix}{part}." for part in module.unused)
         unused = unused if classes else (*unused, f"{module.head}.")
         return {key: value for key, value in state.items() if not key.startswith(unused)}

@@ -141,10 +141,7 @@ class TorchvisionNetwork(Network):
         if bias is None or len(bias) == self.classes:
             return state
         if self.spec.layer == "logits":
-            raise UserError(
-                f"the checkpoint has {len(bias)} classes, {self.spec.name} was asked for {self.classes}: "
-                f"pass classes={len(bias)}"
-            )
+            self.check_classes(bias, self.classes)
         own = self.module.get_submodule(head).state_dict()
         return state | {f"{head}.{key}": value for key, value in own.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from errors import UserError
 
-from ..weights import file_hash, load_into, resolve
+from ..weights import combined_hash, file_hash, load_into, resolve
 from .base import Network
 from .spec import NetworkSpec
 from .spectrograms import examples, log_mel
@@ -81,13 +80,7 @@ class VGGish(Network):
         self._pca = None
         load_into(self, weights)
         if self._pca is not None:
-            both = f"{self.weights_hash} {file_hash(self._pca)}"
-            self.weights_hash = f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
-
-    def load_published(self, path: str) -> Network:
-        self.load_weights(str(path))
-        self.prepare()
-        return self
+            self.weights_hash = combined_hash(self.weights_hash, file_hash(self._pca))
 
     def convert_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A whole model saved with its post-processor (`pproc.pca_means`) to the module's own names."""
