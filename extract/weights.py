@@ -15,9 +15,11 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 
@@ -205,15 +207,27 @@ def _download(entry: Weights) -> Path:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         torch.hub.download_url_to_file(entry.url, str(part), progress=True)
+        _check_length(part, entry.url)
         _check_hash(part, entry)
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise MachineError(
             f"downloading {entry.url} failed ({error}). {_how_to_get(entry.architecture, entry)}"
         ) from error
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _check_length(part: Path, url: str) -> None:
+    """Not every entry has a hash: a download that broke off early must not stay as the whole file."""
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=30) as answer:
+            length = answer.headers.get("Content-Length")
+    except OSError:
+        return  # a server that answers no HEAD: the hash has to do, where there is one
+    if length is not None and int(length) != part.stat().st_size:
+        raise OSError(f"{part.stat().st_size:,} of {int(length):,} bytes came")
 
 
 def _how_to_get(network: str, entry: Weights) -> str:

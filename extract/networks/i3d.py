@@ -6,12 +6,13 @@ short side 256, centre crop 224.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from errors import UserError
 
 from ..weights import IMAGENET, KINETICS400, Weights, add_weights
-from .clip_spec import clip_spec, halved
+from .clip_spec import clip_spec, halved, head_size
 from .registry import register_network
 from .spec import NetworkSpec
 
@@ -60,7 +61,12 @@ def map_shape(layer: str, frames: int, height: int, width: int) -> tuple[int, in
     return halved(frames, t), halved(height, s), halved(width, s)
 
 
-@register_network("i3d_rgb")
+def _fit(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The class count of a checkpoint."""
+    return head_size(state, "logits.conv3d.bias") or head_size(state, "conv3d_0c_1x1.conv3d.bias")
+
+
+@register_network("i3d_rgb", fit=_fit)
 def i3d_rgb(
     *,
     layer: str = "Mixed_5c",
@@ -85,7 +91,7 @@ def i3d_rgb(
                  mean=(0.5,) * 3, std=(0.5,) * 3, options={"classes": classes})  # fmt: skip
 
 
-@register_network("i3d_flow")
+@register_network("i3d_flow", fit=_fit)
 def i3d_flow(
     *,
     layer: str = "Mixed_5c",
