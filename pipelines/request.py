@@ -13,7 +13,7 @@ from errors import UserError
 from extract.decode import DECODERS
 from extract.sampling import GRID_AXES
 
-__all__ = ["KEEP_FOR_HEAD", "Extraction", "feature_roots", "readable_bytes", "some_of"]
+__all__ = ["KEEP_FOR_HEAD", "Extraction", "feature_roots", "parse_settings", "readable_bytes", "some_of"]
 
 # What each head reads of a clip network's store: the default of --keep.
 KEEP_FOR_HEAD = {"saoa": ("spatial", "vector"), "whole_frame": ("vector",)}
@@ -96,21 +96,26 @@ class Extraction:
 
     @property
     def network_options(self) -> dict:
-        """--option KEY=VALUE as a dict; a value that reads as JSON is taken as such, any other as text."""
-        options = {}
-        for setting in self.option:
-            key, equals, value = setting.partition("=")
-            if not equals or not key.isidentifier():
-                raise UserError(f"--option {setting}: expected KEY=VALUE, such as layer=Mixed_4f")
-            try:
-                options[key] = json.loads(value)
-            except ValueError:
-                options[key] = value
-        return options
+        """--option KEY=VALUE as a dict."""
+        return parse_settings(self.option)
 
     @property
     def feature_roots(self) -> list[Path]:
         return feature_roots(self.features)
+
+
+def parse_settings(settings: Sequence[str]) -> dict:
+    """KEY=VALUE as a dict; a value that reads as JSON is taken as such, any other as text. Raises `UserError`."""
+    found = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--option {setting}: expected KEY=VALUE, such as layer=Mixed_4f")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def feature_roots(given: tuple[str | Path, ...] = ()) -> list[Path]:

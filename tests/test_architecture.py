@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("extract", "stores", "heads", "pipelines")
+COMMANDS = {"commands", "cli"}
 MAY_IMPORT = {"extract": {"extract"}, "stores": {"stores"}, "heads": {"heads"}, "pipelines": set(PACKAGES)}
 
 
@@ -20,7 +21,7 @@ def imported_packages(path: Path) -> set[str]:
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add(node.module.split(".")[0])
-    return found & {*PACKAGES, "cli"}
+    return found & {*PACKAGES, *COMMANDS}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
+from commands.options import shard_of_slurm
 from stores import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,11 +220,11 @@ def test_shard_of_a_slurm_array(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "8")
-    assert cli.shard_of_slurm() == "4/8"
+    assert shard_of_slurm() == "4/8"
     monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", "2")
-    assert cli.shard_of_slurm() == "2/8"
+    assert shard_of_slurm() == "2/8"
     monkeypatch.delenv("SLURM_ARRAY_TASK_COUNT")
-    assert cli.shard_of_slurm() is None
+    assert shard_of_slurm() is None
 
 
 def test_ctrl_c_ends_any_command_with_130(monkeypatch):
