@@ -2,70 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from errors import UserError
-from extract.sampling import GRID_AXES
 from pipelines.planning import Job
 from pipelines.request import Extraction
-from stores import Store, Unit, shard_units
+from stores import Store, Unit, extend, in_numbering, match_rows, numbers_in, shard_units
 
-__all__ = ["mine_of", "on_disk", "rows_asked"]
+__all__ = ["grown", "keeps_captions", "mine_of", "on_disk", "rows_asked", "rows_lacking"]
 
 
 def rows_asked(store: Store, job: Job) -> tuple[np.ndarray, list[str]]:
-    """((N,) bool over the store's rows: those that the job wants; videos of which the store has no row at all).
+    """((N,) bool over the store's rows: those that the job wants; videos of which it lacks rows that the job wants).
 
-    Rows are known by (video, clip id, draw, k). A store of a grid axis has no rows of videos that were missing
-    or unreadable when it was planned. Raises `UserError` for other rows that it lacks, and for annotations that moved.
+    Raises `UserError` for annotations that moved, and for draws of another seed.
     """
+    found = _found(store, job)
+    lacking = np.unique(job.rows["video"][(found < 0) & job.wanted])
+    asked = np.zeros(len(store), bool)
+    asked[found[(found >= 0) & job.wanted]] = True
+    return asked, [str(job.dataset.videos["name"][video]) for video in lacking]
+
+
+def rows_lacking(store: Store, job: Job, leave_out: Sequence[str] = ()) -> np.ndarray:
+    """(n,) bool over the job's rows: those that the store does not have; none if it has all that are wanted.
+
+    leave_out: videos whose rows are left as they are.
+    """
+    names = np.asarray(job.dataset.videos["name"], object)
+    fresh = (_found(store, job) < 0) & ~np.isin(names, list(leave_out))[job.rows["video"]]
+    return fresh & (fresh & job.wanted).any()
+
+
+def grown(store: Store, job: Job, announce: Callable[[str], None], leave_out: Sequence[str] = ()) -> Store:
+    """The store, extended by the rows that the job wants and it lacks: of new clips, draws, videos, longer videos.
+
+    Rows are known by (video, clip id, draw, k); none that is there moves. leave_out: videos that changed since their
+    rows were computed: they get no rows of the new file beside those of the old one.
+    """
+    fresh = rows_lacking(store, job, leave_out)
+    if not fresh.any():
+        return store
+    videos = len(set(job.dataset.videos["name"]) - set(store.videos["name"]))
+    announce(f"{job.path}: extending by {fresh.sum():,} rows" + (f", {videos} videos are new" if videos else ""))
+    draws = max(job.draws, store.manifest.dataset.get("draws") or 0)
+    return extend(
+        store.path,
+        {name: column[fresh] for name, column in job.rows.items()},
+        job.dataset.clips,
+        {column: job.dataset.videos[column] for column in ("name", "path")},
+        job.dataset.texts,
+        job.dataset.labels,
+        job.dataset.events,
+        facts={**job.dataset_facts, "draws": draws},
+    )
+
+
+def _found(store: Store, job: Job) -> np.ndarray:
+    """(n,) int64: the store's row of each row of the job, -1 where it has none."""
     mine, theirs = job.rows, store.rows
-    columns = ("video", "clip", "k", "draw", "start_s")
-    if (
-        len(theirs["video"]) == len(mine["video"])
-        and all(np.array_equal(theirs[c], mine[c]) for c in columns)
-        and np.array_equal(store.videos["name"], job.dataset.videos["name"])
-        and np.array_equal(store.clips["id"], job.dataset.clips["id"])
-    ):
-        return job.wanted, []
     if job.draws and store.manifest.dataset.get("seed") != job.request.seed:
         raise UserError(
             f"{job.path} was made with --seed {store.manifest.dataset.get('seed')}, which places its random centres;"
             f" asked for {job.request.seed}. Give that seed, or another --name"
         )
-    known = {key: row for row, key in enumerate(_keys(theirs, store.videos["name"], store.clips["id"]))}
-    keys = _keys(mine, job.dataset.videos["name"], job.dataset.clips["id"])
-    found = np.array([known.get(key, -1) for key in keys], np.int64)
-    lacking = [keys[i] for i in np.flatnonzero((found < 0) & job.wanted)]
-    planned = {key[0] for key in known}
-    new_videos = sorted({video for video, *_ in lacking} - planned) if job.sampling.axis in GRID_AXES else []
-    lacking = [key for key in lacking if key[0] not in new_videos]
-    if lacking:
-        video, clip, draw, k = lacking[0]
-        raise UserError(
-            f"{job.path} was planned without {len(lacking):,} of these rows (first: video {video!r}, clip {clip!r},"
-            f" draw {draw}, k {k}): its annotations or draws were fewer, or a video was shorter then. Use the --draws"
-            " it was made with, extract under another --name, or delete the store to make it anew"
-        )
+    clip_of, video_of = numbers_in(store, job.dataset.clips["id"], job.dataset.videos["name"])
+    found = match_rows(theirs, in_numbering(mine, clip_of, video_of))
     there = np.flatnonzero(found >= 0)
     moved = there[np.abs(theirs["start_s"][found[there]] - mine["start_s"][there]) > 1e-3]
     if len(moved):
+        ids = [job.dataset.clips["id"][i] if i >= 0 else "" for i in mine["clip"][moved[:10]]]
         raise UserError(
             f"{job.path}: {len(moved):,} annotations moved under the same clip id (such as"
-            f" {', '.join(repr(keys[i][1]) for i in moved[:10])}); its rows are true to the old ones. Extract under"
-            " another --name"
+            f" {', '.join(map(repr, ids))}); its rows are true to the old ones. Extract under another --name"
         )
-    asked = np.zeros(len(theirs["video"]), bool)
-    asked[found[there[job.wanted[there]]]] = True
-    return asked, new_videos
+    return found
 
 
-def _keys(rows: Mapping[str, np.ndarray], videos: Sequence[str], clips: Sequence[str]) -> list[tuple]:
-    of_clip = [clips[i] if i >= 0 else "" for i in rows["clip"]]
-    of_video = [videos[i] for i in rows["video"]]
-    return list(zip(of_video, of_clip, rows["draw"].tolist(), rows["k"].tolist(), strict=True))
+def keeps_captions(job: Job, store: Store) -> bool:
+    """Whether every caption of a store of the text axis is still the same, whatever others came since."""
+    known: dict[str, list[str]] = {}
+    for clip, caption in zip(store.texts["clip"], store.texts["caption"], strict=True):
+        known.setdefault(str(store.clips["id"][clip]), []).append(str(caption))
+    return all(job.captions.get(clip, [])[: len(captions)] == captions for clip, captions in known.items())
 
 
 def on_disk(job: Job, videos: Sequence[str], video_of_row: np.ndarray) -> np.ndarray:

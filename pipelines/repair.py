@@ -1,0 +1,263 @@
+"""Repair: exactly the rows that are damaged, missing or failed are computed again, as the store's manifest says."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from extract.datasets import Dataset, load_dataset, missing_videos
+from extract.decode import VideoError
+from extract.networks import create_network, network_spec
+from extract.sampling import GRID_AXES, ClipSampling, sampling_from
+from pipelines.boxes import dataset_boxes, read_boxes
+from pipelines.extraction import Report, choose_device, compute_rows
+from pipelines.flow_source import flow_source
+from pipelines.planning import Job, find_durations
+from pipelines.probes import ProbeCache
+from pipelines.request import Extraction
+from pipelines.row_choice import grown, keeps_captions, on_disk
+from pipelines.videos import Videos, changed_videos
+from stores import (
+    FAILED,
+    PENDING,
+    Store,
+    open_store,
+    recipe_difference,
+    repair_store,
+    reset_rows,
+    seal_repaired,
+)
+
+__all__ = ["RepairReport", "job_of_store", "repair"]
+
+
+@dataclass
+class RepairReport:
+    """What a repair did: files restored from their second copy, rows whose values were lost and why, rows computed."""
+
+    store: str
+    rebuilt: list[str] = field(default_factory=list)
+    lost: int = 0
+    computed: int = 0
+    failed: dict[str, int] = field(default_factory=dict)  # reason code -> rows that cannot be computed
+    pending: int = 0  # rows that still wait for their video
+    missing_videos: list[str] = field(default_factory=list)
+    changed_videos: list[str] = field(default_factory=list)  # computed anew, or found and left alone
+    left: list[str] = field(default_factory=list)  # what nobody can make again
+    sealed: int | None = None
+    seconds: float = 0.0
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        if not (self.rebuilt or self.lost or self.computed or self.left or self.changed_videos or self.pending):
+            return f"{self.store}: nothing to repair"
+        lines = [
+            f"{self.store}: {len(self.rebuilt):,} files restored, {self.lost:,} rows had lost their values,"
+            f" {self.computed:,} rows computed" + (f"; sealed as version {self.sealed}" if self.sealed else "")
+        ]
+        lines += [f"  {count:,} rows fail: {reason}" for reason, count in self.failed.items()]
+        if self.pending:
+            lines.append(f"  {self.pending:,} rows are pending; {len(self.missing_videos)} videos are not on disk")
+        if self.changed_videos:
+            lines.append(f"  videos that changed: {', '.join(self.changed_videos[:10])}")
+        lines += [f"  cannot be made again: {what}" for what in self.left[:10]]
+        return "\n".join(lines)
+
+
+def repair(
+    path: str | Path,
+    *,
+    dataset: str | None = None,
+    data: str | Path | None = None,
+    videos: str | Path | None = None,
+    weights: str | None = None,
+    boxes: str | None = None,
+    changed: bool = False,
+    failed: bool = True,
+    device: str = "auto",
+    decode_workers: int | None = None,
+    stop: threading.Event | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str, int], object] | None = None,
+) -> RepairReport:
+    """Bring a store back to what it was: restore what has a second copy, compute what has none, seal it again.
+
+    A sealed store that is whole again byte for byte is the version it was. Where there is nothing to compute, neither
+    videos nor weights are looked for. dataset, videos: where the videos are, if the store's dataset is a CSV.
+    changed: rows of videos that are other files now are blanked and computed from these; the grid of a longer video
+    is extended. failed: rows that failed are tried again.
+    Raises `UserError` (dataset, weights or boxes that are not those of the store), `MachineError`.
+    """
+    path, stop = Path(path), stop or threading.Event()
+    restored = repair_store(path)
+    report = RepairReport(str(path), list(restored.rebuilt), len(restored.pending))
+    store = open_store(path)
+    todo = _todo(store, set(restored.pending), failed)
+    if todo.any() or changed or restored.probes:
+        source = _dataset_of(store, dataset, data, videos)
+        job = job_of_store(store, source, weights=weights, boxes=boxes, retry_failed=failed)
+        network = _network_of(job, store, device)
+        report.missing_videos = job.missing
+        report.changed_videos = changed_videos(job, store)
+        if changed and report.changed_videos:
+            store, reset = _renew(job, store, report.changed_videos, announce, progress, stop)
+            todo = np.append(todo, np.zeros(len(store) - len(todo), bool)) | reset
+        elif report.changed_videos:
+            todo &= ~_of_videos(store, report.changed_videos)
+        report.computed, report.seconds = _compute(job, network, store, todo, decode_workers, stop, announce, progress)
+        _probe_again(job, store)
+    status = store.status()[store.visible]
+    report.failed = dict(Counter(code for code, _ in store.failures().values()))
+    report.pending = int((status == PENDING).sum())
+    if not store.sealed and not report.pending and (changed or not report.changed_videos):
+        announce(f"{path}: verifying and sealing")
+        report.sealed = (seal_repaired(path, restored.seal).seal or {}).get("k")
+    elif not store.sealed:
+        left = [finding for finding in restored.left if (store.path / finding.path).exists()]
+        report.left = [f"{finding.path} {finding.what}" for finding in left]
+    return report
+
+
+def job_of_store(
+    store: Store,
+    dataset: Dataset,
+    *,
+    weights: str | None = None,
+    boxes: str | None = None,
+    retry_failed: bool = False,
+) -> Job:
+    """The job that made a store, from what the store says of itself; its rows are the store's, not planned again.
+
+    Raises `UserError`: an imported store, or one of given boxes that are not found.
+    """
+    manifest = store.manifest
+    made, recipe, facts = manifest.spec.get("created_with"), manifest.recipe, manifest.dataset
+    if made is None:
+        raise UserError(f"{store.path} was imported, not extracted: its rows cannot be computed again")
+    spec, origin = network_spec(made["name"], **made["options"]), manifest.spec["weights_origin"]
+    weights = weights or (origin if origin.startswith("random:") else None)
+    sampling = sampling_from(recipe["sampling"])
+    request = Extraction(
+        dataset=dataset.name,
+        **{"detector" if spec.kind == "detector" else "backbone": made["name"]},
+        features=(store.path.parent.parent,),
+        weights=(weights,) if weights else (),
+        draws=facts["draws"] if isinstance(sampling, ClipSampling) else None,
+        seed=facts["seed"],
+        dtype=recipe["dtype"],
+        precision=recipe["precision"],
+        decoder=recipe.get("decoder", {"family": "pyav"})["family"],
+        missing="skip",
+        retry_failed=retry_failed,
+    )
+    given = None
+    if "boxes" in recipe:
+        if boxes is None and dataset.boxes is None:
+            raise UserError(f"{store.path} has features of given boxes: say which, --boxes FILE")
+        own = boxes in (None, "dataset")
+        given = dataset_boxes(dataset) if own else read_boxes(Path(boxes), dataset, sampling.fps)
+    job = Job(
+        request=request,
+        name=store.path.stem,
+        network=made["name"],
+        options=made["options"],
+        weights=weights,
+        spec=spec,
+        keep=tuple(name for name in manifest.arrays if name != "n_padded"),
+        dataset=dataset,
+        sampling=sampling,
+        draws=facts["draws"],
+        boxes=given,
+        flow=flow_source(recipe["flow"]["method"]) if "flow" in recipe else None,
+        durations=np.full(len(dataset.videos["name"]), np.nan),
+        missing=missing_videos(dataset) if spec.reads != "text" else [],
+        videos_without_rows={},
+    )
+    vars(job)["probe_cache"] = ProbeCache(store.path.parent / ".probes")  # wherever the store lies now
+    return job
+
+
+def _dataset_of(store: Store, dataset: str | None, data, videos) -> Dataset:
+    facts, recipe = store.manifest.dataset, store.manifest.recipe
+    if dataset is None and not facts.get("family"):
+        raise UserError(
+            f"{store.path} is of a CSV of your own: say where it is, --dataset {facts['name']}.csv --videos DIR"
+        )
+    media = "flow" if store.manifest.spec.get("reads") == "flow" and "flow" not in recipe else "rgb"
+    return load_dataset(dataset or facts["name"], data_root=data, videos=videos, media=media)
+
+
+def _network_of(job: Job, store: Store, device: str):
+    """The store's network; refused if it would not compute the same."""
+    network = create_network(job.network, weights=job.weights, **job.options)
+    differing = recipe_difference(store.manifest.recipe, job.recipe(network))
+    if job.spec.reads == "text" and keeps_captions(job, store):
+        differing = [line for line in differing if not line.startswith("captions:")]
+    if differing:
+        raise UserError(
+            f"{store.path} cannot be repaired with what is here: it differs in\n  "
+            + "\n  ".join(differing)
+            + "\nGive the weights (--weights) or boxes (--boxes) it was made with"
+        )
+    network.keep = list(job.keep)
+    network.to(choose_device(device), job.request.precision)
+    return network
+
+
+def _todo(store: Store, lost: set[int], failed: bool) -> np.ndarray:
+    """(N,) bool: rows whose value was lost and, if they are to be tried again, those that failed.
+
+    A store that was sealed once had no pending row: what is pending in it was lost too, in a repair that was killed.
+    """
+    status = store.status()
+    todo = np.isin(np.arange(len(store)), list(lost))
+    if (store.path / "sealed").is_dir():
+        todo |= status == PENDING
+    return ((todo & (status == PENDING)) | (failed & (status == FAILED))) & store.visible
+
+
+def _of_videos(store: Store, names: list[str]) -> np.ndarray:
+    numbers = [store.video_index(name) for name in names]
+    return np.isin(store.rows["video"], numbers) & store.visible
+
+
+def _renew(job: Job, store: Store, names: list[str], announce, progress, stop) -> tuple[Store, np.ndarray]:
+    """Blanks the rows of changed videos, and extends the grid where they are longer now: (store, rows to compute)."""
+    store.unseal()
+    reset_rows(store, np.flatnonzero(_of_videos(store, names)), "the video changed")
+    if job.sampling.axis in GRID_AXES:
+        find_durations(job, False, progress, stop)
+        others = [str(name) for name in job.dataset.videos["name"] if name not in names]
+        store = grown(store, job, announce, leave_out=others)
+    return store, _of_videos(store, names)
+
+
+def _compute(job: Job, network, store: Store, todo, workers, stop, announce, progress) -> tuple[int, float]:
+    todo = todo & on_disk(job, store.videos["name"], store.rows["video"])
+    if not todo.any():
+        return 0, 0.0
+    if store.sealed:
+        store.unseal()
+    report = Report(str(store.path), rows=int(todo.sum()), done_before=0)
+    compute_rows(job, network, store, todo, report, workers, stop, announce, progress)
+    return report.computed, report.seconds
+
+
+def _probe_again(job: Job, store: Store) -> None:
+    """Probes that were lost of videos whose rows were not."""
+    if not job.needs_videos or store.sealed:
+        return
+    videos, missing = Videos(job, store, threads=1), set(job.missing)
+    for video in np.unique(store.rows["video"][store.ok]).tolist():
+        name = store.videos["name"][video]
+        if store.probe(video) is None and name not in missing:
+            try:
+                videos.probed(video)
+            except VideoError:
+                continue  # it has rows, and cannot be read any more: they are true to what it was
