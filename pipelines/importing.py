@@ -1,4 +1,5 @@
-"""Published expert features into stores: dumps of MMT (Gabeur et al. 2020) and collaborative-experts (Liu et al. 2019).
+"""Features of others into stores: any format that has a reader (`pipelines.formats`), of which two are here, the
+published dumps of MMT (Gabeur et al. 2020) and of collaborative-experts (Liu et al. 2019).
 
 A dump says what it holds, not how it was computed, so the recipe of such a store is declared, not verified. Rows are
 on the segment axis: k counts the features of one video and expert. A video for which the dump says that the expert
@@ -9,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from errors import UserError
 from extract.datasets import Dataset
 from extract.unpickle import read_pickle
+from pipelines.formats import Dump, Entry, check_options, checked, find_format, register_format, step_times
 from stores import (
     ABSENT,
     FAILED,
@@ -35,24 +36,14 @@ from stores import (
     recipe_difference,
 )
 
-__all__ = ["FORMATS", "import_features", "read_mmt"]
+__all__ = ["MmtDump", "import_features", "read_mmt"]
 
-FORMATS = ("mmt", "ce")
 UNIT_ROWS = 1024
 
 # MMT's own loader believes the times in the files for these experts only, ...
 _TIMED = ("s3d", "vggish")
 # ... takes the features of these to follow each other at a fixed step in seconds, and knows no time of the others.
 _STEP_S = {"rgb": 0.2, "scene": 1.0, "s3d": 1.0, "vggish": 1.0}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a dump has of one expert and one video: features, or why there are none."""
-
-    features: np.ndarray | None = None  # (n, C) float32, n >= 1
-    times: np.ndarray | None = None  # (n, 2) float64: start and stop in seconds
-    failure: tuple[str, str] | None = None  # reason code, one line; neither features nor failure: absent
 
 
 def import_features(
@@ -63,17 +54,20 @@ def import_features(
     features_root: str | Path = "features",
     *,
     dtype: str = "float16",
+    options: Mapping[str, Any] | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Write one store `<features_root>/<dataset>/<format>_<expert>.zarr` an expert, and seal it.
 
     Args:
-        source_format: "mmt" or "ce".
-        root: mmt: the folder with `vid_feat_files/mult_h5`; ce: the one with `aggregated_*` or `structured-symlinks`.
+        source_format: one of `pipelines.formats.list_formats()` that has a reader: mmt, ce, npy, ...
+        root: mmt: the folder with `vid_feat_files/mult_h5`; ce: the one with `aggregated_*` or `structured-symlinks`;
+            the others: the folder of the files, or the one file.
         dataset: the videos, clips and captions that the stores describe; or only a name: the videos are those of the
             dump, each one clip, with the dump's captions where it has them (mmt).
         experts: which of the dump's; None: all.
         dtype: of `vector` (C): float16 or float32.
+        options: what the format's files do not say, such as step_s and window_s; they become part of what is declared.
         announce: takes lines meant for a person.
 
     Returns:
@@ -85,7 +79,9 @@ def import_features(
     """
     if dtype not in ("float16", "float32"):
         raise UserError(f"dtype must be float16 or float32, got {dtype!r}")
-    dump = _open_dump(source_format, Path(root))
+    chosen = find_format(source_format, "read")
+    check_options(chosen, chosen.read, options or {})
+    dump = chosen.read(Path(root), **(options or {}))
     known = dump.experts()
     unknown = [expert for expert in experts or () if expert not in known]
     if unknown or not known:
@@ -121,7 +117,7 @@ def read_mmt(
     Raises:
         UserError: no such dump, or a file or dataset that is none: both are named.
     """
-    dump = _Mmt(Path(root))
+    dump = MmtDump(Path(root))
     for video in video_names if video_names is not None else dump.videos(expert):
         features, times = dump.values(video, expert)
         yield video, features, times
@@ -130,7 +126,7 @@ def read_mmt(
 # -- MMT ---------------------------------------------------------------------------------------------------------------
 
 
-class _Mmt:
+class MmtDump:
     """One HDF5 file a video: features.<expert> (n, C), features_t.<expert> (n, 2), raw_captions.<i> (words,)."""
 
     name = "mmt"
@@ -163,7 +159,7 @@ class _Mmt:
             raise UserError(f"{path}: no such file; the dump has no video {video!r}")
         key, times_key = f"features.{expert}", f"features_t.{expert}"
         with _hdf5(path) as file:
-            features = _checked(_array(file, key), f"{path}, {key}") if key in file else None
+            features = checked(_array(file, key), f"{path}, {key}") if key in file else None
             if features is None or times_key not in file:
                 return features, None
             times = _array(file, times_key)
@@ -184,7 +180,7 @@ class _Mmt:
                     f"{path}, features_t.{expert}: expected {len(features)} rows of start and stop, got {times.shape}"
                 )
             return Entry(features, times)
-        return Entry(features, _step_times(len(features), _STEP_S.get(expert)))
+        return Entry(features, step_times(len(features), _STEP_S.get(expert)))
 
     def path(self, video: str) -> Path:
         return self.folder.joinpath(*video[:3], f"{video}.h5")
@@ -229,11 +225,6 @@ def _word(word: Any, where: str) -> str:
     if not isinstance(word, str):
         raise UserError(f"{where}: expected words, got {type(word).__name__}")
     return word
-
-
-def _step_times(n: int, step_s: float | None) -> np.ndarray | None:
-    """(n, 2) of features that follow each other at a fixed step; None where no step is known."""
-    return None if step_s is None else step_s * (np.arange(n)[:, None] + np.array([0.0, 1.0]))
 
 
 # -- collaborative-experts ---------------------------------------------------------------------------------------------
@@ -285,7 +276,7 @@ class _CollaborativeExperts:
         value = content[video]
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return Entry()
-        return Entry(_checked(value, f"{self.files[expert]}, {video}"))
+        return Entry(checked(value, f"{self.files[expert]}, {video}"))
 
     def captions(self, video: str) -> list[str]:
         return []
@@ -307,28 +298,18 @@ def _kind(folder: str) -> str:
     return re.sub(r"(_\d+fps.*|_feats)$", "", folder.removeprefix("aggregated_"))
 
 
+register_format(
+    "ce",
+    what="collaborative-experts: one pickle an expert, {video: array}, read without running it",
+    source="albanie/collaborative-experts",
+    read=_CollaborativeExperts,
+)
+
+
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
-def _open_dump(source_format: str, root: Path) -> _Mmt | _CollaborativeExperts:
-    kinds = {kind.name: kind for kind in (_Mmt, _CollaborativeExperts)}
-    if source_format not in kinds:
-        raise UserError(f"features are imported from {' or '.join(FORMATS)}, not from {source_format!r}")
-    return kinds[source_format](root)
-
-
-def _checked(values: Any, where: str) -> np.ndarray | None:
-    """(n, C) float32 of a dump's value, one vector being one feature; None where it says that there is none."""
-    values = np.asarray(values)
-    if not values.size and values.dtype.kind in "fiu":
-        return None
-    if values.dtype.kind not in "fiu" or values.ndim not in (1, 2):
-        raise UserError(f"{where}: expected features (n, C) or (C,), got {values.dtype} {values.shape}")
-    values = np.atleast_2d(values).astype(np.float32)
-    return None if np.isnan(values[0, 0]) else values
-
-
-def _bare_dataset(name: str, dump: _Mmt | _CollaborativeExperts, expert: str) -> Dataset:
+def _bare_dataset(name: str, dump: Dump, expert: str) -> Dataset:
     """The dump's own videos, each of them one clip."""
     videos = np.array(dump.videos(expert), object)
     captions = [dump.captions(video) for video in videos]
@@ -351,7 +332,7 @@ def _bare_dataset(name: str, dump: _Mmt | _CollaborativeExperts, expert: str) ->
     )
 
 
-def _import_one(dump: _Mmt | _CollaborativeExperts, expert: str, dataset: Dataset, path: Path, dtype: str) -> Store:
+def _import_one(dump: Dump, expert: str, dataset: Dataset, path: Path, dtype: str) -> Store:
     rows, width, digest = _look_through(dump, expert, dataset)
     arrays = {"vector": ArraySpec((width,), dtype)}
     declared = dump.declared(expert) | {"content": digest}
@@ -385,9 +366,7 @@ def _import_one(dump: _Mmt | _CollaborativeExperts, expert: str, dataset: Datase
     return store
 
 
-def _look_through(
-    dump: _Mmt | _CollaborativeExperts, expert: str, dataset: Dataset
-) -> tuple[dict[str, np.ndarray], int, str]:
+def _look_through(dump: Dump, expert: str, dataset: Dataset) -> tuple[dict[str, np.ndarray], int, str]:
     """(rows, C, sha256 of all names, values and times): one pass over the dump."""
     names, digest = [str(name) for name in dataset.videos["name"]], hashlib.sha256()
     counts, times, width, first, known = [], [], 0, "", 0
@@ -427,7 +406,7 @@ def _look_through(
     return rows, width, f"sha256:{digest.hexdigest()}"
 
 
-def _fill(store: Store, unit: Unit, dump: _Mmt | _CollaborativeExperts, expert: str) -> None:
+def _fill(store: Store, unit: Unit, dump: Dump, expert: str) -> None:
     """Read the videos of one unit again and commit their rows."""
     video, k = (store.rows[column][unit.start : unit.stop] for column in ("video", "k"))
     values = np.zeros((len(unit), *store.manifest.arrays["vector"].row_shape), np.float32)

@@ -1,0 +1,27 @@
+"""What `[scheme:]part[+part]` means: which clips of a table are in a split."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from errors import UserError
+
+
+def split_mask(clips: Mapping[str, np.ndarray], split: str, where: str | os.PathLike) -> np.ndarray:
+    """(clips,) bool: those in `[scheme:]part[+part]`; `trainval` is train and val.
+
+    clips: the columns `split`, `split_<scheme>`, ... of strings. where: the store that the message names.
+    Raises UserError for a scheme or a part that is not there; it lists those that are.
+    """
+    scheme, _, part = split.rpartition(":")
+    column = f"split_{scheme}" if scheme else "split"
+    if column not in clips:
+        schemes = [name for name in clips if name.startswith("split")]
+        raise UserError(f"{where}: no split {scheme or 'column'!r}; it has {', '.join(schemes) or 'none'}")
+    parts = ["train", "val"] if part == "trainval" else part.split("+")
+    there = set(clips[column].tolist())
+    unknown = [p for p in parts if p not in there]
+    if unknown and not (part == "trainval" and there & set(parts)):
+        raise UserError(f"{where}: no clip is in split {unknown[0]!r}; there are {', '.join(sorted(there))}")
+    return np.isin(clips[column].astype(object), parts)
