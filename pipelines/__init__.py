@@ -6,6 +6,8 @@ _EXPORTS = {
     "Extraction": "pipelines.request",
     "plan_extraction": "pipelines.planning",
     "extract": "pipelines.extraction",
+    "export_features": "pipelines.exporting",
+    "import_features": "pipelines.importing",
     "inspect_clip": "pipelines.inspection",
     "train_head": "pipelines.training",
     "evaluate": "pipelines.evaluation",

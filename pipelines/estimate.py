@@ -11,7 +11,8 @@ from extract.networks.spec import READS
 from pipelines.extraction import choose_device
 from pipelines.planning import Job
 from pipelines.request import readable_bytes
-from pipelines.row_choice import mine_of, on_disk, rows_asked
+from pipelines.reuse import plan_reuse
+from pipelines.row_choice import mine_of, on_disk, rows_asked, rows_lacking
 from stores import FAILED, PENDING, open_store, units
 
 __all__ = ["describe_job", "seconds_a_row"]
@@ -25,6 +26,8 @@ def describe_job(job: Job, device: str | None = "auto") -> dict:
     device: where one forward pass is timed; None: no time is given.
     """
     todo = rows_of_this_run(job)
+    copied = plan_reuse(job, todo)
+    left = int(todo.sum()) + rows_to_add(job) - sum(copied.values())
     seconds = seconds_a_row(job, device) if device is not None else None
     return {
         "store": str(job.path),
@@ -32,6 +35,8 @@ def describe_job(job: Job, device: str | None = "auto") -> dict:
         "axis": job.sampling.axis,
         "rows": len(job.rows["video"]),
         "rows_now": int(todo.sum()),
+        "rows_to_add": rows_to_add(job),
+        "rows_copied_from": copied,
         "units": job.n_units,
         "unit_rows": job.layout.unit_rows,
         "arrays": {name: [*array.row_shape, array.dtype] for name, array in job.arrays.items()},
@@ -41,7 +46,7 @@ def describe_job(job: Job, device: str | None = "auto") -> dict:
         "videos_missing": len(job.missing),
         "videos_without_rows": job.videos_without_rows,
         "seconds_a_row": seconds,
-        "network_hours": None if seconds is None else round(seconds * int(todo.sum()) / 3600, 3),
+        "network_hours": None if seconds is None else round(seconds * left / 3600, 3),
     }
 
 
@@ -55,6 +60,11 @@ def rows_of_this_run(job: Job) -> np.ndarray:
     there = on_disk(job, store.videos["name"], store.rows["video"])
     undone = np.isin(store.status(), (PENDING, FAILED) if request.retry_failed else (PENDING,))
     return mine_of(request, store.units, rows_asked(store, job)[0] & undone & there)
+
+
+def rows_to_add(job: Job) -> int:
+    """Rows by which `extract` would extend the store on disk, and then compute."""
+    return int(rows_lacking(open_store(job.path), job).sum()) if (job.path / "zarr.json").exists() else 0
 
 
 def seconds_a_row(job: Job, device: str = "auto") -> float:

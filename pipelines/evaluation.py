@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import numpy as np
 from errors import UserError
 from heads import metrics
 from pipelines.run_folder import Run, open_run
-from stores import ClipDataset
+from stores import ClipDataset, prefetch
 
 __all__ = ["evaluate", "figures", "predict_scores", "prefetch", "unknown_ancestors"]
 
@@ -164,23 +162,6 @@ def predict_scores(head, dataset: ClipDataset, device, *, precision: str = "fp32
 
 
 # --- batches ---
-
-
-def prefetch(dataset: ClipDataset, batches, workers: int = 2, ahead: int = 4) -> Iterator[dict]:
-    """`dataset.batch` of each list of indices, in order, read by threads at most `ahead` batches early."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        waiting: deque = deque()
-        todo = iter(batches)
-        try:
-            while True:
-                while len(waiting) < ahead and (indices := next(todo, None)) is not None:
-                    waiting.append(pool.submit(dataset.batch, indices))
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def to_device(batch, device):

@@ -17,18 +17,35 @@ import numpy as np
 
 from errors import UserError
 from extract.networks import create_network
+from pipelines.added_arrays import with_arrays
 from pipelines.batches import Batch, decode_unit
 from pipelines.overlap import BehindWriter, in_threads
 from pipelines.planning import Job, plan_extraction
 from pipelines.provenance import run_facts, run_name
 from pipelines.request import Extraction, some_of
-from pipelines.row_choice import mine_of, on_disk, rows_asked
+from pipelines.reuse import finished_elsewhere, reuse_rows
+from pipelines.row_choice import grown, keeps_captions, mine_of, on_disk, rows_asked
 from pipelines.videos import Videos, changed_videos
-from stores import ABSENT, FAILED, OK, PENDING, Store, StoreSealed, Unit, create_store, open_store, recipe_difference
+from stores import (
+    ABSENT,
+    FAILED,
+    OK,
+    PENDING,
+    Leases,
+    Store,
+    StoreSealed,
+    Unit,
+    create_store,
+    finish_growth,
+    open_store,
+    recipe_difference,
+)
 
 __all__ = ["Report", "extract"]
 
 Announce = Callable[[str], None]
+
+LEASED_POLL_S = 0.5  # how often units that others have in hand are looked at, once there is nothing else to do
 
 
 @dataclass
@@ -39,6 +56,7 @@ class Report:
     rows: int
     done_before: int
     computed: int = 0
+    copied: dict[str, int] = field(default_factory=dict)  # store of the lab that had the rows already -> how many
     failed_now: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> reason code, line
     failed: dict[str, int] = field(default_factory=dict)  # reason code -> rows, of all runs
     absent: int = 0  # rows whose video has no such modality
@@ -47,6 +65,7 @@ class Report:
     missing_videos: list[str] = field(default_factory=list)  # not on disk
     videos_without_rows: dict[str, str] = field(default_factory=dict)  # frame axis: video -> why it has no row here
     changed_videos: list[str] = field(default_factory=list)
+    lacking_arrays: int = 0  # rows that are there, and lack arrays that were asked for
     seconds: float = 0.0
     sealed: int | None = None
     stopped: bool = False
@@ -54,20 +73,22 @@ class Report:
     @property
     def complete(self) -> bool:
         """Everything asked for is there: nothing failed, nothing waits for its video."""
-        return not (self.failed or self.changed_videos or self.videos_without_rows) and self.pending <= self.left
+        unmet = self.failed or self.changed_videos or self.videos_without_rows
+        return not unmet and (self.pending <= self.left if self.pending or not self.lacking_arrays else self.stopped)
 
     def to_json(self) -> dict:
         return {**asdict(self), "complete": self.complete}
 
     def summary(self) -> str:
         """A few lines for a person."""
-        if not self.computed and not self.failed_now and self.complete and not self.pending:
+        if not (self.computed or self.copied or self.failed_now or self.pending) and self.complete:
             lines = [f"{self.store}: nothing to do, all {self.rows - self.absent:,} rows are there"]
         else:
             rate = f" ({self.computed / self.seconds:.1f} rows/s)" if self.seconds and self.computed else ""
             lines = [f"{self.store}: computed {self.computed:,} rows{rate}, {self.done_before:,} were there"]
         if self.sealed is not None:
             lines[0] += f"; sealed as version {self.sealed}"
+        lines += [f"  {count:,} rows copied from {source}" for source, count in self.copied.items()]
         if self.absent:
             lines.append(f"  {self.absent:,} rows are absent: their videos have nothing of the kind there")
         for reason, count in self.failed.items():
@@ -80,12 +101,15 @@ class Report:
         if self.videos_without_rows:
             lines.append(f"  {len(self.videos_without_rows)} videos have no rows in this store:")
             lines += [f"    {video}: {why}" for video, why in list(self.videos_without_rows.items())[:10]]
-            lines.append("    once they can be read, delete the store to make it anew, or extract under another --name")
+            lines.append("    once they can be read, run again: the store is extended by their rows")
         if self.changed_videos:
             lines.append(
                 f"  {len(self.changed_videos)} videos changed since their rows were computed, which are left as"
-                f" they are: {some_of(self.changed_videos)}. Extract under another --name to use the new files"
+                f" they are: {some_of(self.changed_videos)}. To compute them from the new files:"
+                f" store repair --changed {self.store}"
             )
+        if self.lacking_arrays:
+            lines.append(f"  {self.lacking_arrays:,} rows wait for the arrays that are being added; run again to go on")
         if self.pending:
             lines.append(f"  {self.pending:,} rows are pending" + ("; run again to go on" if self.left else ""))
         return "\n".join(lines)
@@ -135,6 +159,10 @@ def prepare(job: Job, device: str):
 def run_job(job: Job, network, decode_workers: int | None, stop, announce: Announce, progress) -> Report:
     """Bring one store as far as the job asks."""
     if not (job.path / "zarr.json").exists():
+        finished = finished_elsewhere(job, network, announce)
+        if finished is not None:
+            announce(f"{finished[0].path} has these features: it is used as it is")
+            return report_of_finished(*finished)
         create_store(
             job.path,
             job.manifest(network),
@@ -150,43 +178,61 @@ def run_job(job: Job, network, decode_workers: int | None, stop, announce: Annou
         announce(
             f"{job.path}: units have {store.manifest.layout.unit_rows} rows since it was made; --unit-rows is not used"
         )
+    changed = changed_videos(job, store)
+    store = grown(store, job, announce, leave_out=changed)
+    report = Report(str(job.path), rows=0, done_before=0, missing_videos=job.missing, changed_videos=changed)
+
+    def compute(into: Store, todo: np.ndarray) -> None:
+        compute_rows(job, network, into, todo, report, decode_workers, stop, announce, progress)
+
+    store, report.lacking_arrays = with_arrays(job, network, store, changed, compute, announce)
     network.keep = [name for name in store.manifest.arrays if name != "n_padded"]
-    asked, new_videos = rows_asked(store, job)
+    asked, longer = rows_asked(store, job)
     status = store.status()
     there = on_disk(job, store.videos["name"], store.rows["video"])
-    codes = (PENDING, FAILED) if job.request.retry_failed else (PENDING,)
+    codes = to_compute(job)
     todo = mine_of(job.request, store.units, asked & there & np.isin(status, codes))
-    report = Report(
-        store=str(job.path),
-        rows=int(asked.sum()),
-        done_before=int((asked & (status == OK)).sum()),
-        missing_videos=job.missing,
-        videos_without_rows=job.videos_without_rows | {video: "not there when it was made" for video in new_videos},
-        changed_videos=changed_videos(job, store),
-    )
-    if todo.any():
+    report.rows, report.done_before = int(asked.sum()), int((asked & (status == OK)).sum())
+    report.videos_without_rows = job.videos_without_rows | dict.fromkeys(longer, "changed, and longer now")
+    if todo.any() and not stop.is_set():
         if store.sealed:
             store.unseal()
-        compute_rows(job, network, store, todo, report, decode_workers, stop, announce, progress)
+        report.copied = reuse_rows(job, network, store, todo, announce)
+        compute(store, todo)
 
     status = store.status()
     report.failed = dict(Counter(reason for row, (reason, _) in store.failures().items() if asked[row]))
     report.absent = int((asked & (status == ABSENT)).sum())
     report.pending = int((asked & (status == PENDING)).sum())
     report.left = int((asked & (status == PENDING) & ((there & ~todo) | report.stopped)).sum())
-    unfinished = (status == PENDING).any() or report.changed_videos or report.videos_without_rows
+    unfinished = ((status == PENDING) & store.visible).any() or report.changed_videos or report.videos_without_rows
     if not store.sealed and not unfinished:
         announce(f"{job.path}: verifying and sealing")
         store.seal()
-        report.sealed = store.manifest.seal["k"]
+        report.sealed = (store.manifest.seal or {}).get("k")  # none: another process extended it meanwhile
     return report
 
 
+def report_of_finished(store: Store, asked: np.ndarray) -> Report:
+    """What a store of the lab holds that is used as it is; nothing was computed."""
+    status = store.status()
+    return Report(
+        store=str(store.path),
+        rows=int(asked.sum()),
+        done_before=int((asked & (status == OK)).sum()),
+        failed=dict(Counter(reason for row, (reason, _) in store.failures().items() if asked[row])),
+        absent=int((asked & (status == ABSENT)).sum()),
+        pending=int((asked & (status == PENDING)).sum()),
+    )
+
+
 def open_checked(job: Job, network) -> Store:
-    """The store on disk; refused if another recipe made it, or if it lacks an array."""
+    """The store on disk, its growth finished if that was killed; refused if another recipe made it."""
+    finish_growth(job.path)
     store = open_store(job.path)
     differing = recipe_difference(store.manifest.recipe, job.recipe(network))
-    differing += [f"arrays: the store has no {name}" for name in job.arrays if name not in store.manifest.arrays]
+    if job.spec.reads == "text" and keeps_captions(job, store):
+        differing = [line for line in differing if not line.startswith("captions:")]
     if differing:
         raise UserError(
             f"{job.path} holds other features than these; it differs in\n  "
@@ -196,11 +242,21 @@ def open_checked(job: Job, network) -> Store:
     return store
 
 
+def to_compute(job: Job) -> tuple[int, ...]:
+    """The statuses of rows that are computed."""
+    return (PENDING, FAILED) if job.request.retry_failed else (PENDING,)
+
+
 # ---- the loop over units ---------------------------------------------------------------------------------------------
 
 
 def compute_rows(job, network, store, todo, report, decode_workers, stop, announce, progress) -> None:
-    """Compute the rows of `todo`, unit by unit. Decode threads, the network and the writer overlap."""
+    """Compute the rows of `todo`, unit by unit. Decode threads, the network and the writer overlap.
+
+    A unit that another worker has in hand is left for the end: by then it is done, or its worker is gone.
+    """
+    if not todo.any():
+        return
     batch_size = job.request.batch_size or store.manifest.layout.batch_size
     workers = decode_workers or default_decode_workers(network.device)
     videos = Videos(job, store, threads=decoder_threads(workers))
@@ -209,17 +265,35 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
     began = time.monotonic()
     bar = progress(job.name, int(todo.sum())) if progress else None
 
-    def units() -> Iterator[Unit]:
-        for unit in store.units:
-            if not todo[unit.start : unit.stop].any():
-                continue
-            if stop.is_set():
-                report.stopped = True
-                return
-            yield unit
+    leases = Leases(store.path)
+    committed: list[int] = []
+
+    def units() -> Iterator[Unit | None]:
+        waiting = [unit for unit in store.units if todo[unit.start : unit.stop].any()]
+        while waiting:
+            leased = []
+            for unit in waiting:
+                if stop.is_set():
+                    report.stopped = True
+                    return
+                if leases.take(unit.index):
+                    yield unit
+                elif still_to_do(unit):
+                    leased.append(unit)
+            waiting = leased
+            if waiting:
+                stop.wait(LEASED_POLL_S)
+                yield None
+
+    def still_to_do(unit: Unit) -> bool:
+        """Another process may have been here since."""
+        todo[unit.start : unit.stop] &= np.isin(store.status(unit), to_compute(job))
+        return bool(todo[unit.start : unit.stop].any())
 
     def decode(unit: Unit) -> Iterator[Batch]:
-        todo[unit.start : unit.stop] &= store.status(unit) != OK  # another process may have been here since
+        if not still_to_do(unit):
+            leases.release(unit.index)
+            return
         for batch in decode_unit(job, store, unit, todo, batch_size, videos):
             yield batch
             if stop.is_set():
@@ -235,11 +309,14 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
                 raise
             store.unseal()  # sealed by one who had nothing to retry
             results.commit_to(store)
+        finally:
+            leases.release(results.unit.index)
         seconds["write"] += time.monotonic() - start
+        committed.append(results.unit.index)
 
     open_units: dict[int, UnitResults] = {}
     try:
-        with BehindWriter() as writer:
+        with leases, BehindWriter() as writer:
             for batch in in_threads(decode, units(), workers, ahead=workers + 1):
                 if batch.unit.index not in open_units:
                     open_units[batch.unit.index] = UnitResults(store, batch.unit, todo, batch_size)
@@ -248,6 +325,7 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
                 outputs = network.run(batch.inputs) if batch.decoded else {}
                 seconds["network"] += time.monotonic() - start
                 results.take(batch, outputs)
+                leases.refresh()
                 report.computed += batch.decoded
                 report.failed_now |= failures_of(batch)
                 if bar is not None:
@@ -270,6 +348,7 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
                 {
                     **facts,
                     "rows": report.computed,
+                    "units": len(committed),
                     "failed": len(report.failed_now),
                     "seconds": round(report.seconds, 3),
                     "seconds_network": round(seconds["network"], 3),

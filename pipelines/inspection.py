@@ -62,24 +62,26 @@ def inspect_clip(
     """
     store = open_store(path)
     row = find_row(store, clip, draw)
-    if dataset is None and not store.manifest.dataset.get("family"):
-        name = store.manifest.dataset["name"]
-        raise UserError(f"{path} is of a CSV of your own: say where it is, --dataset {name}.csv --videos DIR")
-    source = load_dataset(
-        dataset or store.manifest.dataset["name"],
-        data_root=data,
-        videos=videos,
-        media=reading_of(store).frames,
-    )
+    source = dataset_of(store, dataset, data, videos)
     seen = look(store, source, row)
     facts = describe(store, row, seen)
     if recompute:
-        facts |= compare(store, row, seen, weights)
+        facts |= compare(store, row, seen, network_of(store, weights))
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in clip)
     out = Path(out or f"{Path(path).stem}_{stem}.png")
     facts["picture"] = str(out)
     draw_sheet(out, store, row, seen, facts)
     return facts
+
+
+def dataset_of(
+    store: Store, dataset: str | None = None, data: str | Path | None = None, videos: str | Path | None = None
+) -> Dataset:
+    """The dataset that a store's rows are of, with its media: the one given, or the one that the store names."""
+    name = store.manifest.dataset["name"]
+    if dataset is None and not store.manifest.dataset.get("family"):
+        raise UserError(f"{store.path} is of a CSV of your own: say where it is, --dataset {name}.csv --videos DIR")
+    return load_dataset(dataset or name, data_root=data, videos=videos, media=reading_of(store).frames)
 
 
 def find_row(store: Store, clip: str, draw: int) -> int:
@@ -208,14 +210,8 @@ def labels_of(store: Store, clip: int) -> dict[str, str]:
     return found
 
 
-def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
-    """Run the network on the row's frames again and compare every float array with the stored one."""
-    if store.status()[row] != OK:
-        raise UserError(f"row {row} of {store.path} holds no value to compare with")
-    if seen.read.value is None:
-        raise UserError(f"row {row} of {store.path} cannot be read any more: {seen.read.failure}")
-    if seen.changed:
-        raise UserError(f"the video of row {row} is not the file that it was computed from: nothing to compare with")
+def network_of(store: Store, weights: str | None = None):
+    """The network that made a store, with its weights. Raises `UserError` if those are not found or are others."""
     spec = store.manifest.spec
     made = spec["created_with"]
     origin = spec["weights_origin"]
@@ -229,6 +225,18 @@ def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
     precision = store.manifest.recipe["precision"]
     network.keep = tuple(name for name in store.manifest.arrays if name != "n_padded")
     network.to("cpu" if precision != "fp16" else "cuda", precision)
+    return network
+
+
+def compare(store: Store, row: int, seen: Seen, network) -> dict:
+    """Run the network (of `network_of`) on what was seen again and compare every float array with the stored one."""
+    if store.status()[row] != OK:
+        raise UserError(f"row {row} of {store.path} holds no value to compare with")
+    if seen.read.value is None:
+        raise UserError(f"row {row} of {store.path} cannot be read any more: {seen.read.failure}")
+    if seen.changed:
+        raise UserError(f"the video of row {row} is not the file that it was computed from: nothing to compare with")
+    spec = store.manifest.spec
     batch = {READS[spec["reads"]][3]: [seen.read.value], "sizes": [(seen.width, seen.height)]}
     if spec["kind"] == "roi":
         n = min(int(store.read("n_boxes", [row])[0]), store.manifest.arrays["boxes"].row_shape[0])
@@ -243,7 +251,8 @@ def compare(store: Store, row: int, seen: Seen, weights: str | None) -> dict:
         rounding = np.finfo(np.float16).eps * np.abs(stored) if store.manifest.arrays[name].dtype == "float16" else 0
         differences[name] = float(np.maximum(np.abs(values[0] - stored) - rounding, 0).max() / scale)
     largest = max(differences.values())
-    return {"differences_in_std": differences, "largest_difference": largest, "differs": largest > TOLERANCE[precision]}
+    tolerance = TOLERANCE[store.manifest.recipe["precision"]]
+    return {"differences_in_std": differences, "largest_difference": largest, "differs": not largest <= tolerance}
 
 
 # ---- the picture -------------------------------------------------------------------------------------------------

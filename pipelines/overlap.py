@@ -23,11 +23,12 @@ _ENDED = object()
 
 
 def in_threads(
-    produce: Callable[[Task], Iterator[Item]], tasks: Iterable[Task], workers: int, ahead: int
+    produce: Callable[[Task], Iterator[Item]], tasks: Iterable[Task | None], workers: int, ahead: int
 ) -> Iterator[Item]:
     """The items of `produce(task)` for every task, made by `workers` threads, at most `ahead` of them waiting.
 
-    Items of one task keep their order; tasks interleave. An exception in a thread is raised here. Closing
+    Items of one task keep their order; tasks interleave. A task None stands for "none is ready": the next is asked
+    for, unless all is over by then. An exception in a thread is raised here. Closing
     the iterator (or an exception in its consumer) stops the threads before their next item.
     """
     waiting: queue.Queue = queue.Queue(maxsize=ahead)
@@ -50,6 +51,8 @@ def in_threads(
                     task = next(source, _ENDED)
                 if task is _ENDED:
                     break
+                if task is None:
+                    continue
                 items = produce(task)
                 for item in items:
                     put(item)

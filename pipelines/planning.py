@@ -192,6 +192,20 @@ class Job:
         decoder = {"decoder": {"family": self.request.decoder, "rule": DECODE_RULE}}
         return decoder | ({"flow": self.flow.recipe} if self.flow is not None else {})
 
+    @property
+    def dataset_facts(self) -> dict:
+        """What the store says about the dataset and how it is sampled."""
+        return {
+            "name": self.dataset.name,
+            "family": self.dataset.family,
+            "annotation_hash": self.dataset.annotation_hash,
+            "classes": self.dataset.classes,
+            "class_names": self.dataset.class_names,
+            "axis": self.sampling.axis,
+            "draws": self.draws,
+            "seed": self.request.seed,
+        }
+
     def manifest(self, network) -> Manifest:
         """What the new store will say about itself."""
         return Manifest(
@@ -203,16 +217,7 @@ class Job:
                 "weights_origin": network.weights_origin,
                 "created_with": {"name": self.network, "options": self.options},
             },
-            dataset={
-                "name": self.dataset.name,
-                "family": self.dataset.family,
-                "annotation_hash": self.dataset.annotation_hash,
-                "classes": self.dataset.classes,
-                "class_names": self.dataset.class_names,
-                "axis": self.sampling.axis,
-                "draws": self.draws,
-                "seed": self.request.seed,
-            },
+            dataset=self.dataset_facts,
             lineage=network.lineage,
             extents=((0, len(self.rows["video"])),),
         )
@@ -250,7 +255,7 @@ def plan_extraction(
     for (network, boxes, dataset), own_weights in zip(wanted, weights, strict=True):
         job = _job(request, dataset, network, boxes, own_weights, first=not jobs)
         if job.sampling.axis in GRID_AXES or np.isnan(dataset.clips["stop_s"]).any() and job.spec.reads != "text":
-            _find_durations(job, headers_only, progress, stop or threading.Event())
+            find_durations(job, headers_only, progress, stop or threading.Event())
         announce(
             f"{job.path}: {len(job.rows['video']):,} rows in {job.n_units:,} units,"
             f" {readable_bytes(job.bytes)} before compression"
@@ -354,7 +359,7 @@ def _flow(request: Extraction, spec: NetworkSpec) -> FlowSource | None:
     return flow_source(str(request.flow))
 
 
-def _find_durations(job: Job, headers_only: bool, progress, stop: threading.Event) -> None:
+def find_durations(job: Job, headers_only: bool, progress, stop: threading.Event) -> None:
     """Fill in the length of every video, and why it is not known: missing, or cannot be read."""
     names = job.dataset.videos["name"]
     if not job.needs_videos:

@@ -6,8 +6,8 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
-from extract.audio import AudioSource, open_audio
 
+from extract.audio import AudioSource, open_audio
 from extract.decode import FrameSource, VideoError, open_source, stat_video
 from pipelines.planning import Job
 from stores import OK, Store
@@ -47,14 +47,14 @@ class Videos:
         return self._mine.opened
 
     def _open(self, video: int) -> Opened:
-        name = self.store.videos["name"][video]
-        path, job = self._paths[name], self.job
-        if not job.needs_videos:
-            return self._open_stored_flow(name)
+        job = self.job
         try:
-            found = job.probe_cache.get(path, grid_fps=job.grid_fps, reads=job.reads)
-            if not self._record(name, video, found):
+            probe = self.probed(video)
+            if probe is None:
                 return Opened()
+            if not job.needs_videos:
+                return Opened(size=(probe["width"], probe["height"]), usable=True)
+            path = self._paths[self.store.videos["name"][video]]
             if job.spec.reads == "waveform":
                 return Opened(open_audio(path, round(job.spec.fps)), usable=True)
             source = open_source(
@@ -64,16 +64,23 @@ class Videos:
         except VideoError as error:
             return Opened() if error.reason in WAITING else Opened(failure=(error.reason, str(error)))
 
-    def _open_stored_flow(self, name: str) -> Opened:
-        """What the store of flow images knows of the video is all that is needed of it."""
-        probe = self.job.flow.store.probe(name)
-        if probe is None:
-            return Opened()
-        with self._lock:
-            if self.store.probe(name) is None:
-                geometry = self.job.geometry(probe["width"], probe["height"])
-                self.store.write_probe(name, {**probe, "geometry": geometry})
-        return Opened(size=(probe["width"], probe["height"]), usable=True)
+    def probed(self, video: int) -> dict | None:
+        """The video's probe, recorded in the store if this is the first time that any process sees it.
+
+        None: its rows stay as they are, because its content is not what it was, or there is no flow of it.
+        Raises `VideoError`: it cannot be read.
+        """
+        name, job = self.store.videos["name"][video], self.job
+        if job.needs_videos:
+            found = job.probe_cache.get(self._paths[name], grid_fps=job.grid_fps, reads=job.reads)
+            return self.store.probe(name) if self._record(name, video, found) else None
+        probe = job.flow.store.probe(name)  # what the store of flow images knows of the video is all that is needed
+        if probe is not None:
+            with self._lock:
+                if self.store.probe(name) is None:
+                    geometry = self.job.geometry(probe["width"], probe["height"])
+                    self.store.write_probe(name, {**probe, "geometry": geometry})
+        return probe
 
     def _record(self, name: str, video: int, found) -> bool:
         """Write the probe, or compare it with the one there; False if the video's content is not what it was."""

@@ -1,4 +1,4 @@
-"""Rows of arrays on disk. Knows no network, imports no torch (except `ClipDataset`, when it is asked for)."""
+"""Rows of arrays on disk. Knows no network, imports no torch."""
 
 import importlib
 
@@ -21,11 +21,31 @@ _EXPORTS = {
     "plan": ("Unit", "plan_layout", "shard_units", "store_bytes", "units"),
     "zarr_store": ("DamagedRow", "DamagedShard", "StoreSealed"),
     "reader": ("STATUS_NAMES", "RowNotReady", "Store", "create_store", "open_store"),
-    "maintain": ("Finding", "info", "verify"),
+    "extensions": ("finish_growth",),
+    "grow": (
+        "add_arrays",
+        "begin_arrays",
+        "extend",
+        "match_rows",
+        "numbers_in",
+        "in_numbering",
+        "plan_growth",
+        "replace_columns",
+    ),
+    "repair": ("Repaired", "repair_store", "reset_rows", "seal_repaired"),
+    "garbage": ("Garbage", "collect_garbage"),
+    "maintain": ("Finding", "verify"),
+    "summary": ("info",),
+    "lease": ("Leases",),
+    "copy": ("copy_store",),
+    "hdf5_pack": ("pack", "unpack"),
+    "serve": ("list_stores", "serve"),
     "clip_dataset": ("ClipDataset",),
+    "sequences": ("SequenceDataset", "pad_sequences", "unpack_text"),
+    "read_ahead": ("prefetch",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = (*_EXPORTS, "commit", "seal")
+_MODULES = (*_EXPORTS, "catalogue", "commit", "compare", "merge", "relabel", "seal")
 
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

@@ -6,17 +6,32 @@ times faster than its rows one by one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from errors import UserError
-from stores.manifest import ABSENT, FAILED, OK, PENDING
-from stores.reader import open_store
+
+from .joining import (
+    VideoFacts,
+    frame_size,
+    label_columns,
+    no_array,
+    open_roles,
+    per_item,
+    positions,
+    same_dataset,
+    same_store,
+    texts,
+)
+from .manifest import ABSENT, FAILED, OK, PENDING
+from .row_cache import RowCache
+from .splits import split_mask
 
 __all__ = ["ClipDataset"]
 
+_FACTS = ("labels", "item", "clip", "ok")  # what a batch says of its items
 _AGREE_S = 1e-3  # joined windows may differ by this much
 
 
@@ -43,8 +58,9 @@ class ClipDataset:
     without a row that is ok, and slots without a box, are masked. `ok` is False where a clip store has no value.
     `__getitems__` gives the same as a list of single items, so a torch DataLoader's default collation works.
 
-    `keep_bytes`: the smallest arrays that fit in this much are read once and kept in memory: a vector or a box is far
-    smaller than the chunk that a read of it fetches, so shuffled epochs would decode each many times over.
+    `keep_bytes`: the smallest arrays that fit in this much are read once and kept in memory (`RowCache`) by the process
+    that made this object: to profit, read ahead by threads (`prefetch`). Worker processes are as safe; fork them before
+    the first read, or start them by "spawn" or "forkserver".
 
     Raises UserError: stores of different datasets or windows, differing labels, rows still pending (unless
     `allow_incomplete`, which masks them), a split or array that is not there.
@@ -63,25 +79,28 @@ class ClipDataset:
         allow_incomplete: bool = False,
         keep_bytes: int = 0,
     ):
-        self.stores = _opened(stores)
+        self.stores = open_roles(stores)
         self.boxes_per_frame = boxes_per_frame
         self._lists = {name: (self._role_of(name), float(seconds)) for name, seconds in (windows or {}).items()}
         framewise = {role for role, _ in self._lists.values()}
         self.clip_roles = [role for role in self.stores if role not in framewise]
+        wrong = next((name for name in (*self.stores, *self._lists) if name in _FACTS), None)
+        if wrong is not None:
+            raise UserError(f"a batch has an entry {wrong!r} of its own: choose another name for that store or list")
         if not self.clip_roles:
             raise UserError("a ClipDataset needs at least one clip store beside the stores it looks at in windows")
         self._arrays = {role: self._wanted(role, (arrays or {}).get(role)) for role in self.stores}
 
         first = self._first = self.stores[self.clip_roles[0]]
-        self.dataset_name = _same_dataset(self.stores)
-        self.clip_ids = _text(first.clips["id"])
+        self.dataset_name = same_dataset(self.stores)
+        self.clip_ids = texts(first.clips["id"])
         self._splits, self._columns = self._annotations(labels)
         items = self._select(split, draws)
         self._rows = {role: self._join(role, items) for role in self.clip_roles}
         rows = first.rows
         self.clips = rows["clip"][items].astype(np.int64)
         self.draws = rows["draw"][items].astype(np.int64)
-        self.video_names = _text(first.videos["name"])
+        self.video_names = texts(first.videos["name"])
         self.videos = rows["video"][items].astype(np.int64)
         self.centres_s = (rows["start_s"][items] + rows["stop_s"][items]) / 2
         self.labels = {name: column[self.clips].astype(np.int64) for name, column in self._columns.items()}
@@ -91,8 +110,11 @@ class ClipDataset:
         self._frames = {name: max(1, round(s / self._step(role))) for name, (role, s) in self._lists.items()}
         if not allow_incomplete:
             self._refuse_pending()
-        self._places: dict[tuple[str, int], np.ndarray] = {}
-        self._kept = self._keep(keep_bytes)
+        self._geometry = {role: VideoFacts(self.stores[role].geometry, self.video_names) for role in self.stores}
+        self._frame_size = {
+            role: VideoFacts(functools.partial(frame_size, self.stores[role]), self.video_names) for role in framewise
+        }
+        self._cache = RowCache(self._arrays_read(), keep_bytes)
 
     # --- size, coverage ---
 
@@ -109,7 +131,7 @@ class ClipDataset:
 
         empty = {}
         for name, (_, offsets, good) in self._spans.items():
-            empty[name] = int((_per_item(good, offsets) == 0).sum())
+            empty[name] = int((per_item(good, offsets) == 0).sum())
         return {
             "items": len(self),
             "ok": int(self.ok.sum()),
@@ -158,7 +180,7 @@ class ClipDataset:
                     done[key] = self._read(role, name, self._rows[role][at], self._status[role][at] == OK)
                 out[role][name] = done[key]
             if {"map", "spatial"} & set(self._arrays[role]):
-                out[role]["geometry"] = self._per_video(role, at, self._geometry, self._status[role][at] == OK)
+                out[role]["geometry"] = self._geometry[role].of(self.videos[at], self._status[role][at] == OK)
         for role in dict.fromkeys(role for role, _ in self._lists.values()):
             out.update(self._objects(role, at))
         out["labels"] = {name: column[at] for name, column in self.labels.items()}
@@ -177,41 +199,13 @@ class ClipDataset:
         return values
 
     def _values(self, role: str, name: str, rows: np.ndarray) -> np.ndarray:
-        kept = self._kept.get((str(self.stores[role].path), name))
-        return self.stores[role].read(name, rows) if kept is None else kept[rows]
+        return self._cache.read(self.stores[role], name, rows)
 
-    def _keep(self, most: int) -> dict[tuple[str, str], np.ndarray]:
-        """{(store, array): all its rows, zeros where not ok}, the smallest arrays first, `most` bytes in all.
-
-        Of arrays with one entry a box, only the boxes that a frame shows.
-        """
-        roles = {(str(self.stores[role].path), name): role for role, names in self._arrays.items() for name in names}
-        shapes = {(path, name): self._shown_shape(role, name) for (path, name), role in roles.items()}
-        sizes = {key: int(np.prod(shape)) * dtype.itemsize for key, (shape, dtype) in shapes.items()}
-        kept = {}
-        for key in sorted(sizes, key=sizes.get):
-            most -= sizes[key]
-            if most < 0:
-                break
-            store, (shape, dtype) = self.stores[roles[key]], shapes[key]
-            kept[key] = np.zeros(shape, dtype)
-            rows = store.ok
-            for start in range(0, len(rows), 4096):
-                part = rows[start : start + 4096]
-                values = store.read(key[1], part)
-                kept[key][part] = values[:, : shape[1]] if len(shape) > 1 else values
-        return kept
-
-    def _shown_shape(self, role: str, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and dtype of a whole array as batches use it: of boxes, the first `boxes_per_frame`."""
-        spec = self.stores[role].manifest.arrays[name]
-        row = spec.row_shape
-        if role not in self.clip_roles and row:
-            row = (min(self.boxes_per_frame, row[0]), *row[1:])
-        return (len(self.stores[role]), *row), np.dtype(spec.dtype)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_kept": {}}  # another process reads what it needs
+    def _arrays_read(self):
+        """(store, array, how many of a row's entries are used) of all that batches read."""
+        for role, names in self._arrays.items():
+            first = None if role in self.clip_roles else self.boxes_per_frame
+            yield from ((self.stores[role], name, first) for name in names)
 
     def _objects(self, role: str, at: np.ndarray) -> dict:
         """All lists of one store: the union of their frames is read once."""
@@ -241,7 +235,7 @@ class ClipDataset:
             boxes = picked["boxes"]
             mask = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])  # padding is zero
             flat = mask.shape[1] * mask.shape[2]
-            size = self._per_video(role, at, self._frame_size, (grid >= 0).any(axis=1))[:, None, None]
+            size = self._frame_size[role].of(self.videos[at], (grid >= 0).any(axis=1))[:, None, None]
             picked["boxes"] = (boxes / np.where(size > 0, size, 1)).astype(np.float32)
             picked["time_s"] = np.broadcast_to(np.where(grid >= 0, times[grid], 0)[..., None], mask.shape)
             for array, values in picked.items():
@@ -253,27 +247,6 @@ class ClipDataset:
     def frames(self, name: str) -> int:
         """F: how many frames of its store's grid the window of a list holds."""
         return self._frames[name]
-
-    # --- per video ---
-
-    def _per_video(self, role: str, at: np.ndarray, fact, needed: np.ndarray) -> np.ndarray:
-        """(B, 4) float32 of each item's video, zeros where not needed; looked up once a video."""
-        out = np.zeros((len(at), 4), np.float32)
-        for i in np.flatnonzero(needed):
-            key = (role, int(self.videos[at[i]]))
-            if key not in self._places:
-                self._places[key] = np.asarray(fact(role, self.video_names[key[1]]), np.float32)
-            out[i] = self._places[key]
-        return out
-
-    def _geometry(self, role: str, video: str):
-        return self.stores[role].geometry(video)
-
-    def _frame_size(self, role: str, video: str):
-        probe = self.stores[role].probe(video)
-        if probe is None:
-            raise UserError(f"{self.stores[role].path}: no probe of video {video!r}, so its boxes have no frame size")
-        return [probe["width"], probe["height"]] * 2
 
     # --- joining ---
 
@@ -293,8 +266,7 @@ class ClipDataset:
             names = [n for n in there if n != "n_padded" and not (framewise and not there[n].row_shape)]
         for name in names:
             if name not in store.manifest.arrays:
-                has = ", ".join(store.manifest.arrays)
-                raise UserError(f"{store.path} has no array {name!r} (it has {has}); extract it with --keep {name}")
+                raise no_array(store, name)
         return list(names) if not framewise or "boxes" in names else [*names, "boxes"]
 
     def _annotations(self, labels: str | None):
@@ -303,42 +275,32 @@ class ClipDataset:
         if labels is not None and labels not in self.clip_roles:
             raise UserError(f"labels={labels!r} is no clip store; there are {', '.join(self.clip_roles)}")
         chosen = labels or self.clip_roles[0]
-        columns = _label_columns(first.clips)
+        columns = label_columns(first.clips)
         for role in self.clip_roles[1:]:
             store = self.stores[role]
             if store is first:
                 continue
-            back = _positions(_text(first.clips["id"]), _text(store.clips["id"]))
-            here = _label_columns(store.clips)
+            back = positions(texts(first.clips["id"]), texts(store.clips["id"]))
+            here = label_columns(store.clips)
             both = back >= 0
             for name in sorted(set(columns) & set(here)):
                 differs = np.flatnonzero(both & (here[name][back] != columns[name]))
                 if labels is None and len(differs):
-                    clip = _text(first.clips["id"])[differs[0]]
+                    clip = texts(first.clips["id"])[differs[0]]
                     raise UserError(
                         f"{first.path} and {store.path} disagree on {name} of {len(differs)} clips (first: {clip});"
                         f" say which counts with labels={self.clip_roles[0]!r} or labels={role!r}"
                     )
             if role == chosen:
                 columns = {name: np.where(both, column[back], -1) for name, column in here.items()}
-        splits = {name: _text(first.clips[name]) for name in first.clips if name.startswith("split")}
+        splits = {name: texts(first.clips[name]) for name in first.clips if name.startswith("split")}
         return splits, columns
 
     def _mask(self, split: str | None) -> np.ndarray:
         """(clips of the first store,) bool."""
-        where = self._first.path
         if split is None:
             return np.ones(len(self.clip_ids), bool)
-        scheme, _, part = split.rpartition(":")
-        column = f"split_{scheme}" if scheme else "split"
-        if column not in self._splits:
-            raise UserError(f"{where}: no split {scheme or 'column'!r}; it has {', '.join(self._splits) or 'none'}")
-        parts = ["train", "val"] if part == "trainval" else part.split("+")
-        there = set(self._splits[column].tolist())
-        unknown = [p for p in parts if p not in there]
-        if unknown and not (part == "trainval" and there & set(parts)):
-            raise UserError(f"{where}: no clip is in split {unknown[0]!r}; there are {', '.join(sorted(there))}")
-        return np.isin(self._splits[column], parts)
+        return split_mask(self._splits, split, self._first.path)
 
     def _select(self, split: str | None, draws: Iterable[int] | None) -> np.ndarray:
         """Rows of the first store that are items, ascending."""
@@ -353,7 +315,7 @@ class ClipDataset:
             chosen = np.where(varied[clip], draw > 0, draw == 0)
         else:
             chosen = draw == 0
-        items = np.flatnonzero(self._mask(split)[clip] & chosen)
+        items = np.flatnonzero(self._mask(split)[clip] & chosen & (clip >= 0))
         if not len(items):
             asked = f" with draws {draws}" if draws else ""
             raise UserError(f"{self._first.path}: no clip in split {split!r}{asked}")
@@ -362,27 +324,29 @@ class ClipDataset:
     def _join(self, role: str, items: np.ndarray) -> np.ndarray:
         """Rows of `role` that are the same clip and draw as rows `items` of the first store; -1 where it has none."""
         first, store = self._first, self.stores[role]
-        if store is first or Path(store.path) == Path(first.path):
+        if same_store(store, first):
             return items
         ours, theirs = first.rows, store.rows
-        clip = _positions(_text(first.clips["id"]), _text(store.clips["id"]))[ours["clip"][items]]
-        width = 1 << 20  # clip and draw in one number; k is 0 on the clip axis
+        clip = positions(texts(first.clips["id"]), texts(store.clips["id"]))[ours["clip"][items]]
+        width, none = 1 << 20, -(1 << 62)  # clip and draw in one number; k is 0 on the clip axis
         key = theirs["clip"].astype(np.int64) * width + theirs["draw"]
-        wanted = np.where(clip >= 0, clip * width + ours["draw"][items], -width)
+        wanted = np.where(clip >= 0, clip * width + ours["draw"][items], none)
         order = np.argsort(key, kind="stable")
         at = np.minimum(np.searchsorted(key, wanted, sorter=order), len(key) - 1)
         rows = np.where(key[order[at]] == wanted, order[at], -1)
         known = np.flatnonzero(rows >= 0)
         off = np.zeros(len(rows))
         for edge in ("start_s", "stop_s"):
-            off[known] = np.maximum(off[known], np.abs(ours[edge][items[known]] - theirs[edge][rows[known]]))
-        names = _text(first.videos["name"])[ours["video"][items[known]]]
-        off[known[names != _text(store.videos["name"])[theirs["video"][rows[known]]]]] = np.inf
+            one, other = ours[edge][items[known]], theirs[edge][rows[known]]
+            differs = np.where(np.isnan(one) & np.isnan(other), 0, np.abs(one - other))  # the end of a whole video
+            off[known] = np.maximum(off[known], differs)
+        names = texts(first.videos["name"])[ours["video"][items[known]]]
+        off[known[names != texts(store.videos["name"])[theirs["video"][rows[known]]]]] = np.inf
         wrong = np.flatnonzero(~(off <= _AGREE_S))
         if len(wrong):
             i = wrong[0]
             a, b = items[i], rows[i]
-            clip_id, draw = _text(first.clips["id"])[ours["clip"][a]], ours["draw"][a]
+            clip_id, draw = texts(first.clips["id"])[ours["clip"][a]], ours["draw"][a]
             raise UserError(
                 f"{first.path} and {store.path} saw different windows of {len(wrong)} clips; first: clip {clip_id}"
                 f" draw {draw}, [{ours['start_s'][a]:.3f}, {ours['stop_s'][a]:.3f}) s in row {a} and"
@@ -407,7 +371,7 @@ class ClipDataset:
         """Which frames each item's window [c - seconds/2, c + seconds/2) around its centre c holds: item i's are
         rows[offsets[i]:offsets[i + 1]], in time order, and ok[...] says which of them are ok."""
         store = self.stores[role]
-        videos = _positions(self.video_names, _text(store.videos["name"]))[self.videos]
+        videos = positions(self.video_names, texts(store.videos["name"]))[self.videos]
         known = np.flatnonzero(videos >= 0)
         centre = self.centres_s[known]
         rows, of_known = store.rows_between_many(videos[known], centre - seconds / 2, centre + seconds / 2)
@@ -422,7 +386,7 @@ class ClipDataset:
                 self._incomplete(role, len(waiting), len(status), self.clip_ids[self.clips[waiting[0]]])
         for name, (rows, offsets, _) in self._spans.items():
             role = self._lists[name][0]
-            waiting = np.flatnonzero(_per_item(self.stores[role].status()[rows] == PENDING, offsets))
+            waiting = np.flatnonzero(per_item(self.stores[role].status()[rows] == PENDING, offsets))
             if len(waiting):
                 self._incomplete(role, len(waiting), len(self), self.clip_ids[self.clips[waiting[0]]])
 
@@ -432,42 +396,3 @@ class ClipDataset:
             f" (first: clip {clip}). Run extract again to finish the store, or pass --allow-incomplete"
             " (allow_incomplete=True) to mask them"
         )
-
-
-def _opened(stores: Mapping[str, object]) -> dict:
-    """{role: Store}; a path that plays two roles is opened, and later read, once."""
-    by_path: dict[Path, object] = {}
-    for store in stores.values():
-        if isinstance(store, (str, Path)) and Path(store) not in by_path:
-            by_path[Path(store)] = open_store(store)
-    return {role: by_path[Path(s)] if isinstance(s, (str, Path)) else s for role, s in stores.items()}
-
-
-def _text(column) -> np.ndarray:
-    return np.asarray(column).astype(object)
-
-
-def _positions(names: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where each of `names` stands in `among`, -1 where it does not."""
-    index = {name: i for i, name in enumerate(among.tolist())}
-    return np.array([index.get(name, -1) for name in names.tolist()], np.int64).reshape(len(names))
-
-
-def _per_item(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """How many of each item's flags are set."""
-    return np.diff(np.concatenate([[0], np.cumsum(flags)])[offsets])
-
-
-def _label_columns(clips) -> dict[str, np.ndarray]:
-    return {
-        name: np.asarray(clips[name])
-        for name in clips
-        if name not in ("id", "video") and np.asarray(clips[name]).dtype.kind in "iu"
-    }
-
-
-def _same_dataset(stores: Mapping[str, object]) -> str:
-    names = {role: store.manifest.dataset.get("name", "") for role, store in stores.items()}
-    if len(set(names.values())) > 1:
-        raise UserError("stores of different datasets: " + ", ".join(f"{role} of {n}" for role, n in names.items()))
-    return next(iter(names.values()))

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from errors import MachineError
+from errors import MachineError, UserError
 
 from .manifest import ABSENT, FAILED, OK, PADDED, PENDING, ArraySpec, readable_json, write_durable
 from .plan import Unit
-from .zarr_store import STATUS, StoreSealed, ZarrFiles, decode_shard, encode_shard, read_manifest
+from .zarr_store import STATUS, StoreSealed, ZarrFiles, decode_shard, encode_shard, held_rows, read_manifest
 
 TRIES = 8
 """How often a commit begins again before it gives up."""
@@ -35,10 +35,14 @@ def commit_unit(
     """Writes a unit and returns its status as it is then, (len(unit),) uint8. See `Store.commit`."""
     status, failures = _checked_status(unit, status, failures)
     arrays, status, failures = fit_rows(files.manifest.arrays, unit, arrays, status, failures)
+    was_ok = np.zeros(len(unit), bool)
     for attempt in range(TRIES):
-        if read_manifest(files.path).seal:
+        now = read_manifest(files.path)
+        if now.seal:
             raise StoreSealed(f"{files.path} was sealed in the meantime: unit {unit.index} is discarded")
-        final = _write_once(files, unit, arrays, status, failures)
+        if set(now.arrays) != set(files.manifest.arrays):
+            raise UserError(f"{files.path} got other arrays in the meantime: run the same command again to go on")
+        final = _write_once(files, unit, arrays, status, failures, was_ok)
         if final is not None and (not verify or _reads_back(files, unit, final)):
             return final
         time.sleep(random.uniform(0, 0.02) * attempt)
@@ -123,24 +127,31 @@ def _convert(given: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, dict[int, 
 
 
 def _write_once(
-    files: ZarrFiles, unit: Unit, arrays: Mapping[str, np.ndarray], status: np.ndarray, failures: Failures
+    files: ZarrFiles,
+    unit: Unit,
+    arrays: Mapping[str, np.ndarray],
+    status: np.ndarray,
+    failures: Failures,
+    was_ok: np.ndarray,
 ) -> np.ndarray | None:
-    """Steps 0 to 3; None if another process wrote the unit in between."""
+    """Steps 0 to 3; None if another process wrote the unit in between.
+
+    was_ok: rows that any attempt found ok, (len(unit),) bool, kept up to date here: none of them becomes failed.
+    """
     specs, unit_rows = files.manifest.arrays, files.manifest.layout.unit_rows
     now, generation = files.unit_status(unit)
     known = files.read_json(files.failures_name(unit.index)) or {}
     shards = {name: files.get(files.shard_name(name, unit.index)) for name in specs}
 
-    stored = _stored_rows(files, unit, shards, now, status)
-    keep = now == OK
-    for name, values in stored.items():
-        keep &= specs[name].has_value(values)
+    stored, keep = _stored_rows(files, unit, shards, now, status)
     take = (status == OK) & ~keep
-    lost = (now == OK) & ~keep & ~take  # its value is gone and not in our hand: to be computed again
+    was_ok |= now == OK
+    lost = was_ok & ~keep & ~take  # its value is gone and not in our hand: to be computed again
     final = np.where(keep | take, OK, np.where(lost, PENDING, np.where(status == PENDING, now, status)))
     final = final.astype(np.uint8)
 
-    for name, spec in specs.items():
+    for name in sorted(specs, key=lambda name: name != PADDED):  # first: it marks empty rows, which pictures cannot
+        spec = specs[name]
         whole = np.full((unit_rows, *spec.row_shape), spec.fill, spec.dtype)
         part = whole[: len(unit)]
         part[take] = arrays[name][take]
@@ -161,20 +172,25 @@ def _write_once(
 
 def _stored_rows(
     files: ZarrFiles, unit: Unit, shards: Mapping, now: np.ndarray, status: np.ndarray
-) -> dict[str, np.ndarray]:
-    """{array: (len(unit), ...)} of what the shards hold, if any row is ok; fill values where they hold nothing."""
-    out, unit_rows = {}, files.manifest.layout.unit_rows
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({array: (len(unit), ...)} of what the shards hold if any row is ok, fill values where they hold nothing;
+    (len(unit),) bool: rows that are ok and have a value in every one)."""
+    out, keep, unit_rows = {}, now == OK, files.manifest.layout.unit_rows
     for name, (data, _) in shards.items() if (now == OK).any() else ():
         spec = files.manifest.arrays[name]
         out[name] = np.full((len(unit), *spec.row_shape), spec.fill, spec.dtype)
         if data is None:
+            keep[:] = False
             continue
         try:
-            out[name] = decode_shard(files.metadata(f"data/{name}"), data, unit_rows)[: len(unit)]
+            metadata = files.metadata(f"data/{name}")
+            out[name] = decode_shard(metadata, data, unit_rows)[: len(unit)]
+            keep &= spec.has_value(out[name]) & held_rows(metadata, data, unit_rows)[: len(unit)]
         except ValueError as error:
+            keep[:] = False
             if (status[now == OK] != OK).any():  # damage may only be replaced by the same rows computed again
                 raise files.shard_damage(name, unit.index, error) from error
-    return out
+    return out, keep
 
 
 def _write_failures(

@@ -1,12 +1,10 @@
-"""Looking after a store: what is in it, and whether it is whole."""
+"""Looking after a store: whether it is whole, and what may be swept away. What is in it: `stores.summary`."""
 
 import functools
 import glob
 import hashlib
 import os
-import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +14,10 @@ import numpy as np
 
 from errors import MachineError, UserError
 
+from .extensions import FOLDER, applied, check_extensions, read_extension
+from .files import HDF5, is_url
+from .lease import FOLDER as LEASES
+from .limits import is_safe_name
 from .manifest import (
     ABSENT,
     FAILED,
@@ -27,9 +29,9 @@ from .manifest import (
     is_temporary,
     sha256,
 )
-from .plan import Unit, store_bytes
+from .plan import Unit
 from .reader import Store, open_store
-from .zarr_store import STATUS, TABLES, decode_shard, read_plain, safe_name
+from .zarr_store import STATUS, TABLES, decode_shard, held_rows, read_plain, safe_name
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,18 @@ def verify(
     quick: looks at names, sizes, tables and status only, and reads no data.
     progress: called as progress(done, total).
     """
+    if is_url(path):
+        raise UserError(f"{path}: a check reads every byte. Run it where the store lies, or on a copy")
     path = Path(path)
     try:
         store = open_store(path)
     except (UserError, MachineError) as error:
-        return [Finding("error", "zarr.json", error.message, "copy the store again from its source")]
+        where = "zarr.json" if path.suffix not in HDF5 else path.name
+        return [Finding("error", where, error.message, "copy the store again from its source")]
+    if path.suffix in HDF5:
+        from .hdf5_verify import verify_hdf5
+
+        return in_order(verify_hdf5(store, quick, progress))
     checks = list(_checks(store, quick))
     findings: list[Finding] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -71,27 +80,32 @@ def verify(
             findings += found
             if progress:
                 progress(done, len(checks))
-    return _in_order(findings)
+    return in_order(findings)
 
 
 def _checks(store: Store, quick: bool) -> Iterator[Callable[[], list[Finding]]]:
-    arrays = [name for name in store.manifest.arrays if not _check_metadata(store, f"data/{name}/zarr.json")]
+    arrays = [name for name in store.manifest.arrays if not _errors(_check_metadata(store, f"data/{name}/zarr.json"))]
     for name in store.manifest.hashes:
         yield functools.partial(_check_metadata, store, name)
     for table in TABLES:
         yield functools.partial(_check_table, store, table)
-    if not _check_metadata(store, f"{STATUS}/zarr.json"):
+    if not _errors(_check_metadata(store, f"{STATUS}/zarr.json")):
         for unit in store.units:
             yield functools.partial(_check_unit, store, unit, arrays, quick)
+    yield functools.partial(_check_extensions, store, quick)
     yield functools.partial(_check_probes, store)
     yield functools.partial(_check_names, store)
     if store.sealed:
         yield functools.partial(_check_seal, store)
-        for name, digest in () if quick else _digests(store).items():
+        for name, digest in () if quick else listed_digests(store).items():
             yield functools.partial(_check_digest, store, name, digest)
 
 
-def _in_order(findings: list[Finding]) -> list[Finding]:
+def _errors(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def in_order(findings: list[Finding]) -> list[Finding]:
     """Errors first, and of several errors of one object the most telling one."""
     first: dict[tuple[str, str], Finding] = {}
     for finding in findings:
@@ -101,12 +115,20 @@ def _in_order(findings: list[Finding]) -> list[Finding]:
 
 def _check_metadata(store: Store, name: str) -> list[Finding]:
     try:
-        if sha256(store._files.read_file(name)) == store.manifest.hashes.get(name):
+        data = store._files.read_file(name)
+        if sha256(data) == store.manifest.hashes.get(name):
             return []
+        if not name.startswith(FOLDER) and store._files.has_grown(name, data):
+            return [Finding("note", name, "is of a growth that was not finished", "the next extract finishes it")]
         what = "does not match the sha256 in the manifest"
     except MachineError as error:
         what = error.message
     return [Finding("error", name, what, "copy the file again from another copy of this store")]
+
+
+def _check_extensions(store: Store, quick: bool) -> list[Finding]:
+    remedy = f"run `store repair {store.path}`, which makes the one of the other"
+    return [Finding("error", name, what, remedy) for name, what in check_extensions(store._files, quick)]
 
 
 def _check_table(store: Store, table: str) -> list[Finding]:
@@ -117,8 +139,8 @@ def _check_table(store: Store, table: str) -> list[Finding]:
             lengths[column] = len(store._files.column(name))
         except DamagedStore as error:
             found.append(Finding("error", name, error.message, "copy it again from another copy of this store"))
-    expected = {store.manifest.array_rows} if table == "rows" else set(list(lengths.values())[:1])
-    if set(lengths.values()) - expected:
+    expected = store.manifest.array_rows if table == "rows" else store.manifest.tables.get(table)
+    if set(lengths.values()) - {expected}:
         found.append(Finding("error", table, f"columns have lengths {lengths}", "copy the store again"))
     return found
 
@@ -166,7 +188,7 @@ def _check_failures(store: Store, unit: Unit, status: np.ndarray) -> list[Findin
 
 def _check_shard(store: Store, array: str, unit: Unit, status: np.ndarray, quick: bool) -> list[Finding]:
     """One shard against its checksums and against the status of its rows."""
-    files, spec = store._files, store.manifest.arrays[array]
+    files = store._files
     name, remedy = files.shard_name(array, unit.index), files.recompute(unit.index)
     ok = status == OK
     problem = functools.partial(Finding, "error", name, remedy=remedy)
@@ -184,11 +206,22 @@ def _check_shard(store: Store, array: str, unit: Unit, status: np.ndarray, quick
     if quick:
         return []
     try:
-        values = decode_shard(files.metadata(f"data/{array}"), data, unit_rows)
+        metadata = files.metadata(f"data/{array}")
+        values = decode_shard(metadata, data, unit_rows)
     except Exception as error:
         return [problem(files.shard_damage(array, unit.index, error).message)]
+    lost = ok & ~held_rows(metadata, data, unit_rows)[: len(unit)]
+    if lost.any():
+        return [problem(f"holds no value of {lost.sum()} rows that are ok, {_rows(unit, lost)}")]
+    return value_findings(store, array, unit, status, values[: len(unit)], name, remedy)
 
-    found, values = [], values[: len(unit)]
+
+def value_findings(
+    store: Store, array: str, unit: Unit, status: np.ndarray, values: np.ndarray, name: str, remedy: str
+) -> list[Finding]:
+    """What is wrong with the values of a unit, (len(unit), ...), given the status of its rows."""
+    found, spec, ok = [], store.manifest.arrays[array], status == OK
+    problem = functools.partial(Finding, "error", name, remedy=remedy)
     flat = values.reshape(len(unit), -1)
     blank = np.isnan(flat) if flat.dtype.kind == "f" else flat == spec.fill
     empty = ok & ~spec.has_value(values)
@@ -246,16 +279,44 @@ def _check_names(store: Store) -> list[Finding]:
             found.append(Finding("note", name, what, remedy))
         elif name not in known and is_hidden(name):
             found.append(Finding("note", name, "does not belong to a store", "harmless: it is passed over"))
+        elif name not in known and _of_growth(store, name):
+            what, remedy = "is of a growth that was not finished", "the next extract finishes it"
+            found.append(Finding("note", name, what, remedy))
+        elif top == LEASES:
+            what, remedy = (
+                "is a lease of a worker",
+                "harmless: its worker removes it, or else the next seal",
+            )
+            found.append(Finding("note", name, what, remedy))
         elif name not in known and top not in ("provenance", "sealed"):
             found.append(Finding("error", name, "does not belong to a store", "move it away"))
-    for folder in _beside(store.path):
+    for folder in beside(store.path):
         what, remedy = "left by a killed run that was creating the store", "extract removes it when it seals the store"
         found.append(Finding("note", f"../{folder.name}", what, remedy))
     return found
 
 
+def _of_growth(store: Store, name: str) -> bool:
+    """Whether a file is of an extension that is there and not applied, or of what it does to the store."""
+    try:
+        extension = read_extension(store.path, applied(store.manifest))
+    except DamagedStore:
+        return False
+    if extension is None:
+        return False
+    parent = name.rpartition("/")[0]
+    return name.startswith(f"{extension.name}/") or f"{parent}/zarr.json" in extension.metadata
+
+
 def _known_names(store: Store) -> set[str]:
     files, known = store._files, {"zarr.json", *store.manifest.hashes}
+    for k in range(applied(store.manifest)):
+        try:
+            extension = read_extension(store.path, k)
+        except DamagedStore:  # said by the check of its record
+            known |= {name for name in files_of(store.path) if name.startswith(f"{FOLDER}/{k}/")}
+            continue
+        known |= {f"{extension.name}/{name}" for name in extension.files} if extension else set()
     for unit in store.units:
         known |= {files.status_name(unit.index), files.failures_name(unit.index)}
         known |= {files.shard_name(array, unit.index) for array in store.manifest.arrays}
@@ -294,14 +355,14 @@ def sweep(path: Path) -> None:
     A live process that loses its temporary so notices, and writes again what is still needed.
     """
     folders = [Path(parent, name) for parent, names, _ in os.walk(path) for name in names if is_temporary(name)]
-    for folder in [*folders, *_beside(path)]:
+    for folder in [*folders, *beside(path), path / LEASES]:
         shutil.rmtree(folder, ignore_errors=True)
     for name in files_of(path):
         if is_temporary(name.rpartition("/")[2]):
             (path / name).unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> list[Path]:
+def beside(path: Path) -> list[Path]:
     """Half created stores of this name."""
     return sorted(p for p in path.parent.glob(f".{glob.escape(path.name)}.*.tmp") if is_temporary(p.name))
 
@@ -316,7 +377,18 @@ def digests_hash(digests: dict[str, str]) -> str:
     return sha256(canonical_json(digests))
 
 
-def _digests(store: Store) -> dict[str, str]:
+def sealed_digests(store: Store) -> dict[str, str] | None:
+    """{file: sha256} of the current seal, if the list is what the manifest says it is."""
+    digests = listed_digests(store)
+    return digests if digests_hash(digests) == store.manifest.seal["digests"] else None
+
+
+def seal_files(folder: Path) -> dict[str, str]:
+    """{file: sha256} of the folder of a seal, as the manifest lists them."""
+    return {name: file_sha256(folder / name) for name in files_of(folder) if not is_hidden(name)}
+
+
+def listed_digests(store: Store) -> dict[str, str]:
     """{file: sha256} of the current seal; empty if the list cannot be read (`_check_seal` says so)."""
     folder = store.path / "sealed" / str(store.manifest.seal["k"]) / "digests"
     try:
@@ -327,15 +399,12 @@ def _digests(store: Store) -> dict[str, str]:
 
 def _check_seal(store: Store) -> list[Finding]:
     name, remedy = f"sealed/{store.manifest.seal['k']}", "copy the folder again from another copy of this store"
-    digests = _digests(store)
+    digests = listed_digests(store)
     if digests_hash(digests) != store.manifest.seal["digests"]:
         return [Finding("error", f"{name}/digests", "does not match the manifest", remedy)]
     found = []
-    for column in sorted((store.path / name / "videos").glob("*/zarr.json")):
-        try:
-            read_plain(column.parent)
-        except DamagedStore as error:
-            found.append(Finding("error", f"{name}/videos/{column.parent.name}", error.message, remedy))
+    for file, digest in store.manifest.seal["files"].items():
+        found += _check_digest(store, f"{name}/{file}", digest)
     strays = sorted(set(versioned_files(store)) - set(digests))
     lost = sorted(set(digests) - set(files_of(store.path)))
     found += [Finding("error", file, "is not part of the seal", "move it away") for file in strays]
@@ -345,54 +414,10 @@ def _check_seal(store: Store) -> list[Finding]:
 
 def _check_digest(store: Store, name: str, digest: str) -> list[Finding]:
     remedy = "copy the file again from another copy of this store"
+    if not is_safe_name(name):
+        return [Finding("error", "sealed", f"names a file {name!r}", "the seal was not made by clipbank")]
     try:
         same = file_sha256(store.path / name) == digest
     except OSError as error:
         return [Finding("error", name, f"cannot be read: {error.strerror}", remedy)]
     return [] if same else [Finding("error", name, "does not match the sha256 of the seal", remedy)]
-
-
-# ----------------------------------------------------------------------------------------------------- info
-
-
-def info(path: str | os.PathLike) -> dict:
-    """What is in a store, as plain data that JSON holds: rows by status, sizes, recipe, failures, runs."""
-    store = open_store(path)
-    manifest, status = store.manifest, store.status()
-    counts = np.bincount(status, minlength=4).tolist()
-    sizes = {name: (store.path / name).stat().st_size for name in files_of(store.path)}
-    plain = store_bytes(manifest.arrays, counts[OK])
-    arrays = {}
-    for name, spec in manifest.arrays.items():
-        stored = sum(size for file, size in sizes.items() if file.startswith(f"data/{name}/c."))
-        arrays[name] = {
-            "row_shape": list(spec.row_shape),
-            "dtype": spec.dtype,
-            "stored_bytes": stored,
-            "plain_bytes": plain[name],
-            "ratio": round(plain[name] / stored, 3) if stored else None,
-        }
-    body = manifest.to_json()
-    facts = ("format", "recipe_hash", "recipe", "layout", "spec", "dataset", "lineage", "seal")
-    return {
-        "path": str(store.path),
-        **{key: body[key] for key in facts},
-        "rows": {
-            "total": len(status),
-            "ok": counts[OK],
-            "failed": counts[FAILED],
-            "absent": counts[ABSENT],
-            "pending": counts[PENDING],
-            "coverage": round(counts[OK] / len(status), 6) if len(status) else None,
-        },
-        "units": len(store.units),
-        "videos": len(store.videos["name"]),
-        "arrays": arrays,
-        "stored_bytes": sum(sizes.values()),
-        "failures": dict(Counter(code for code, _ in store.failures().values()).most_common()),
-        "provenance": {
-            name.removeprefix("provenance/").removesuffix(".json"): store._files.read_json(name)
-            for name in sizes
-            if re.fullmatch(r"provenance/[^./][^/]*\.json", name)
-        },
-    }

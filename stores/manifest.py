@@ -31,6 +31,10 @@ PADDED = "n_padded"
 """The array that every store has: how many of a row's frames lay outside the video, int16."""
 
 
+ESSENTIAL = ("rows/video", "rows/start_s", "rows/stop_s", "videos/name")
+"""The columns without which there is no store."""
+
+
 class DamagedStore(MachineError):
     """Something stored is not there any more, or is not what was written."""
 
@@ -110,7 +114,8 @@ class Manifest:
     extents: ((first row, count), ...), one an extension; rows outside are padding and hidden.
     tables: {table: its rows}, of every table but `rows/`, whose length the extents say.
     hashes: {path inside the store: sha256} of every zarr.json, and of the record of every extension.
-    seal: None, or {"k": number of the seal, "digests": sha256 of its list of digests}.
+    seal: None, or {"k": number of the seal, "digests": sha256 of its list of digests, "files": {file of its folder:
+    sha256}}.
     """
 
     arrays: Mapping[str, ArraySpec]
@@ -160,7 +165,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Mapping) -> "Manifest":
-        """Raises UserError for a newer format, DamagedStore if the manifest does not match its own hash."""
+        """Raises UserError for a newer format, DamagedStore if the manifest does not match its own hash.
+
+        NotBelievable (a DamagedStore) for one that no store has: names that leave it, 10^12 rows.
+        """
+        from .limits import check_manifest
+
         version = data.get("format")
         if not isinstance(version, int) or version < 1:
             raise NotAStore(f"the manifest has no format number (format = {version!r})")
@@ -169,7 +179,7 @@ class Manifest:
         body = {key: value for key, value in data.items() if key != "sha256"}
         if data.get("sha256") != sha256(canonical_json(body)):
             raise DamagedStore("the manifest does not match its own sha256: zarr.json was damaged or edited")
-        return cls(
+        manifest = cls(
             arrays={name: ArraySpec(**spec) for name, spec in data["arrays"].items()},
             layout=Layout(**data["layout"]),
             recipe=data["recipe"],
@@ -181,6 +191,22 @@ class Manifest:
             hashes=data["hashes"],
             seal=data["seal"],
         )
+        check_manifest(manifest)
+        return manifest
+
+
+def parse_manifest(data: Any, where: str) -> Manifest:
+    """`Manifest.from_json`, with messages that name the store; NotAStore for anything but a manifest."""
+    try:
+        manifest = Manifest.from_json(data)
+        lacks = [name for name in ESSENTIAL if f"{name}/zarr.json" not in manifest.hashes]
+        if lacks:
+            raise NotAStore(f"its manifest names no {', '.join(lacks)}: it is not one of clipbank")
+        return manifest
+    except (UserError, MachineError) as error:
+        raise type(error)(f"{where}: {error.message}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise NotAStore(f"{where}: its manifest is not one of clipbank ({error!r})") from None
 
 
 def with_padding_count(manifest: Manifest) -> Manifest:
@@ -198,12 +224,17 @@ def recipe_hash(recipe: Mapping) -> str:
     return sha256(canonical_json(recipe))
 
 
-def recipe_difference(stored: Mapping, asked: Mapping) -> list[str]:
-    """One line a field that differs, in dotted names, with both values; empty when the recipes are equal."""
+def recipe_difference(
+    stored: Mapping, asked: Mapping, one: str = "the store has", other: str = "asked for"
+) -> list[str]:
+    """One line a field that differs, in dotted names, with both values; empty when the recipes are equal.
+
+    one, other: how a line introduces the value of `stored` and of `asked`.
+    """
     a, b = (dict(_flatten(json.loads(canonical_json(recipe)))) for recipe in (stored, asked))
     names = [*a, *(name for name in b if name not in a)]
     return [
-        f"{name}: the store has {_show(a, name)}, asked for {_show(b, name)}"
+        f"{name}: {one} {_show(a, name)}, {other} {_show(b, name)}"
         for name in names
         if name not in a or name not in b or a[name] != b[name]
     ]
@@ -227,6 +258,14 @@ def _show(fields: Mapping, name: str) -> str:
 def canonical_json(value: Any) -> bytes:
     """One spelling for equal values: sorted keys, no spaces, UTF-8, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value in a JSON text. Raises ValueError, for one that is nested without end too."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def readable_json(value: Any) -> bytes:

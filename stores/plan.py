@@ -52,8 +52,11 @@ def plan_layout(
 
 
 def _chunk_rows(spec: ArraySpec, unit_rows: int) -> int:
-    """The fewest rows that reach CHUNK_BYTES and divide a unit (a shard holds whole chunks only)."""
-    least = min(-(-CHUNK_BYTES // spec.row_bytes), unit_rows)
+    """The fewest rows that reach CHUNK_BYTES and divide a unit (a shard holds whole chunks only).
+
+    One of pictures: in a chunk of several nothing would tell an empty row from a black one.
+    """
+    least = 1 if spec.is_picture else min(-(-CHUNK_BYTES // spec.row_bytes), unit_rows)
     return next(rows for rows in range(least, unit_rows + 1) if unit_rows % rows == 0)
 
 

@@ -11,9 +11,11 @@ import numpy as np
 from errors import UserError
 
 from .commit import Failures, commit_unit
+from .extensions import finish_growth
+from .files import StoreFiles, open_files, require_writable
 from .manifest import FAILED, OK, PENDING, Manifest, readable_json, write_durable
 from .plan import Unit, units
-from .zarr_store import DamagedRow, ZarrFiles, create_folder, open_files, read_plain, safe_name
+from .zarr_store import ZSTD_LEVEL, DamagedRow, create_folder, safe_name
 
 STATUS_NAMES = ("pending", "ok", "failed", "absent")
 """What a row's status code means to people: STATUS_NAMES[code]."""
@@ -32,28 +34,35 @@ def create_store(
     texts: Mapping[str, np.ndarray] | None = None,
     labels: Mapping[str, np.ndarray] | None = None,
     events: Mapping[str, np.ndarray] | None = None,
+    *,
+    level: int = ZSTD_LEVEL,
 ) -> "Store":
     """Creates a store whole, or opens the one that is there (compare `manifest.recipe` with yours).
 
     manifest: arrays, layout, recipe, spec, dataset, lineage; rows, hashes and seal are filled in here, and so
     is the array `n_padded` if it lacks. rows: video, clip, k int32; draw int16; start_s, stop_s float64.
     videos: name, path, ... All are tables {column: (n,) array}; strings as object or string arrays.
+    level: of zstd, 0 to 22, of a store that is created here.
     Raises UserError (not NAME.zarr, a place that cannot be written), MachineError (disk full).
     """
     optional = {"texts": texts, "labels": labels, "events": events}
-    create_folder(path, manifest, {"rows": rows, "clips": clips, **optional, "videos": videos})
+    create_folder(path, manifest, {"rows": rows, "clips": clips, **optional, "videos": videos}, level)
+    finish_growth(path)  # of a store that was there, and whose growth was killed
     return open_store(path)
 
 
 def open_store(path: str | os.PathLike) -> "Store":
-    """Opens NAME.zarr. Raises NotAStore, DamagedStore, or UserError for a store of a newer format."""
+    """Opens NAME.zarr, NAME.h5, or (to read) https://host/path/NAME.zarr, s3://bucket/path/NAME.zarr.
+
+    Raises NotAStore, DamagedStore, MachineError (the network), or UserError for a store of a newer format.
+    """
     return Store(path)
 
 
 class Table(Mapping):
     """A table of a store: {column: numpy array}, each read when first asked for; strings as objects."""
 
-    def __init__(self, files: ZarrFiles, name: str, length: int | None = None):
+    def __init__(self, files: StoreFiles, name: str, length: int | None = None):
         self._files, self._name, self._length = files, name, length
         self._columns = files.columns(name)
         self._read: dict[str, np.ndarray] = {}
@@ -83,7 +92,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._files = open_files(Path(path))
+        self._files = open_files(path)
         self._status: np.ndarray | None = None
 
     def __reduce__(self):
@@ -96,6 +105,7 @@ class Store:
 
     @property
     def path(self) -> Path:
+        """Where it lies: a Path, or a URL (a string that joins by `/` like one)."""
         return self._files.path
 
     @property
@@ -107,8 +117,16 @@ class Store:
         return self.manifest.seal is not None
 
     def __len__(self) -> int:
-        """Rows of the store: one past the last row index."""
+        """One past the last row index. Of a store that has grown this counts the padding between its extents."""
         return max((first + count for first, count in self.manifest.extents), default=0)
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(len(store),) bool: the rows that there are; False in the padding between extents."""
+        visible = np.zeros(len(self), bool)
+        for first, count in self.manifest.extents:
+            visible[first : first + count] = True
+        return visible
 
     @functools.cached_property
     def rows(self) -> Table:
@@ -195,8 +213,8 @@ class Store:
         has_value = self.manifest.arrays[name].has_value(values)
         if not has_value.all():
             row = int(rows[np.flatnonzero(~has_value)[0]])
-            shard = self.path / self._files.shard_name(name, row // self.manifest.layout.unit_rows)
-            raise DamagedRow(f"row {row} is marked ok and has no value in {shard}: run `store verify {self.path}`")
+            place = self._files.place(name, row)
+            raise DamagedRow(f"row {row} is marked ok and has no value in {place}: run `store verify {self.path}`")
         return values
 
     def _indices(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -254,8 +272,7 @@ class Store:
         """Rows sorted by (video, centre), their centres, and where each video begins (videos + 1,)."""
         centre = (self.rows["start_s"] + self.rows["stop_s"]) / 2
         video = self.rows["video"]
-        visible = np.concatenate([np.arange(first, first + n) for first, n in self.manifest.extents] or [[]])
-        visible = visible.astype(np.int64)
+        visible = np.flatnonzero(self.visible)
         order = visible[np.lexsort((centre[visible], video[visible]))]
         return order, centre[order], np.searchsorted(video[order], np.arange(len(self.videos["name"]) + 1))
 
@@ -281,6 +298,7 @@ class Store:
 
         replace: for a new file of a video of which no row was computed yet. Returns the probe that is kept.
         """
+        require_writable(self._files)
         kept = self.probe(video)
         if kept is None or replace:
             write_durable(self.path / self._probe_name(video), readable_json(dict(probe)))
@@ -301,10 +319,9 @@ class Store:
     @functools.cached_property
     def _geometries(self) -> dict[int, list[float]]:
         """What is known at once: all of a sealed store, whose probes are also columns."""
-        folder = self.path / "sealed" / str((self.manifest.seal or {}).get("k", "")) / "videos" / "geometry"
-        if not self.sealed or not folder.exists():
+        table = self._files.sealed_column("videos/geometry") if self.sealed else None
+        if table is None:
             return {}
-        table = read_plain(folder)
         return {int(i): table[i].tolist() for i in np.flatnonzero(~np.isnan(table[:, 0]))}
 
     def _probe_name(self, video: str | int) -> str:
@@ -333,33 +350,31 @@ class Store:
         Raises MachineError (disk full, I/O: run again to resume), StoreSealed, DamagedStore; ValueError for
         arrays that do not fit the store.
         """
+        require_writable(self._files)
         self._status = None
         return commit_unit(self._files, self.unit(unit), arrays, status, failures or {}, verify)
 
     def failures(self) -> dict[int, tuple[str, str]]:
         """{row: (reason code, one line)} of every failed row, by row."""
-        folder = self.path / "failures"
-        names = sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []  # "._0.json" is macOS's, not ours
-        found = {}
-        for path in names:
-            listed = self._files.read_json(f"failures/{path.name}") or {}
-            found.update({int(row): (code, line) for row, (code, line) in listed.items()})
-        return dict(sorted(found.items()))
+        return self._files.failures()
 
     def write_provenance(self, run: str, facts: Mapping[str, Any]) -> None:
         """Keeps who computed what, where and when, in provenance/<run>.json: no part of any hash."""
+        require_writable(self._files)
         write_durable(self.path / "provenance" / f"{safe_name(run)}.json", readable_json(dict(facts)))
 
     def seal(self) -> None:
         """Verifies a complete store and fixes it. Raises UserError if a row is pending, DamagedStore."""
         from .seal import seal
 
+        require_writable(self._files)
         self._reopen(seal(self.path))
 
     def unseal(self) -> None:
         """Lets a sealed store change again; what was sealed stays in sealed/<k>/."""
         from .seal import unseal
 
+        require_writable(self._files)
         self._reopen(unseal(self.path))
 
     def _reopen(self, manifest: Manifest) -> None:

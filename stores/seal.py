@@ -3,8 +3,11 @@
 A seal is a folder `sealed/<k>`, never rewritten, and a root `zarr.json` that names it.
 """
 
+import errno
 import os
+import random
 import shutil
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,24 +18,34 @@ import numpy as np
 
 from errors import MachineError, UserError
 
-from .maintain import digests_hash, file_sha256, files_of, is_hidden, sweep, verify, versioned_files
+from .extensions import applied, change_manifest, finish_growth
+from .maintain import digests_hash, file_sha256, files_of, is_hidden, seal_files, sweep, verify, versioned_files
 from .manifest import PENDING, DamagedStore, Manifest, canonical_json, storage_errors, sync_folder, temporary_beside
 from .reader import open_store
-from .zarr_store import read_manifest, read_plain, sync_tree, write_column, write_manifest
+from .zarr_store import open_files, read_manifest, read_plain, sync_tree, write_column
+
+TRIES = 8
+"""How often a seal's folder is begun again because another process seals the store at the same time."""
+
+_ANOTHER_SEALS = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)  # it swept our folder away, or took its number
 
 
-def seal(path: Path) -> Manifest:
+def seal(path: Path, repaired: Mapping[str, Any] | None = None) -> Manifest:
     """Verifies a complete store and fixes it; returns its new manifest. A sealed store stays as it is.
 
+    repaired: the seal that the store had before it was repaired; if every file is again as it was then, it is that
+    version, and its folder is put right.
     Raises UserError if a row is pending, DamagedStore if `verify` finds an error.
     """
+    finish_growth(path)
     store = open_store(path)
     if store.sealed:
         return store.manifest
-    pending = np.flatnonzero(store.status() == PENDING)
+    pending = np.flatnonzero((store.status() == PENDING) & store.visible)
     if len(pending):
         raise UserError(
-            f"{path} cannot be sealed: {len(pending)} of {len(store)} rows are pending, first row {pending[0]}; "
+            f"{path} cannot be sealed: {len(pending)} of {store.manifest.n_rows} rows are pending, first row"
+            f" {pending[0]}; "
             "run extract again"
         )
     sweep(path)
@@ -45,28 +58,39 @@ def seal(path: Path) -> Manifest:
         digests = dict(zip(names, pool.map(lambda name: file_sha256(path / name), names), strict=True))
     probes = [store.probe(i) for i in range(len(store.videos["name"]))]
     videos = _probe_columns(store.videos["name"], probes)
-    try:
-        k = _write_folder(path, store._files.status(), digests, videos)
-    except (MachineError, UserError):
-        if read_manifest(path).seal:  # another process was first, and swept ours away
-            return read_manifest(path)
-        raise
-    manifest = replace(read_manifest(path), seal={"k": k, "digests": digests_hash(digests)})
-    write_manifest(path, manifest)
-    return manifest
+    same = repaired is not None and digests_hash(digests) == repaired["digests"]
+    for attempt in range(TRIES):
+        try:
+            k = _write_folder(path, store._files.status(), digests, videos, int(repaired["k"]) if same else None)
+            break
+        except (MachineError, UserError) as error:
+            if read_manifest(path).seal:  # another process was first, and swept ours away
+                return read_manifest(path)
+            if getattr(error.__cause__, "errno", None) not in _ANOTHER_SEALS or attempt == TRIES - 1:
+                raise
+            time.sleep(random.uniform(0, 0.1))
+    fixed = {"k": k, "digests": digests_hash(digests), "files": seal_files(path / "sealed" / str(k))}
+    while applied(read_manifest(path)) == applied(store.manifest):  # else it has grown meanwhile: that is no damage
+        if change_manifest(store._files, lambda now: replace(now, seal=fixed), applied(store.manifest)):
+            break
+    return read_manifest(path)
 
 
 def unseal(path: Path) -> Manifest:
     """Lets a sealed store change again; returns its new manifest. The next seal has the next number."""
-    manifest = read_manifest(path)
-    if manifest.seal:
-        manifest = replace(manifest, seal=None)
-        write_manifest(path, manifest)
-    return manifest
+    files = open_files(path)
+    while not change_manifest(files, lambda now: replace(now, seal=None)):
+        pass  # another process replaced it between our look and our write
+    return read_manifest(path)
 
 
-def _write_folder(path: Path, status: np.ndarray, digests: Mapping[str, str], videos: Mapping) -> int:
-    """Writes sealed/<k> whole and returns k: the next number, or the last one if it says just the same."""
+def _write_folder(
+    path: Path, status: np.ndarray, digests: Mapping[str, str], videos: Mapping, damaged: int | None = None
+) -> int:
+    """Writes sealed/<k> whole and returns k: the next number, or the last one if it says just the same.
+
+    damaged: the number of a folder that is to say this, and is replaced if it does not.
+    """
     import zarr
 
     parent = path / "sealed"
@@ -82,6 +106,9 @@ def _write_folder(path: Path, status: np.ndarray, digests: Mapping[str, str], vi
                 for name, column in columns.items():
                     write_column(group, name, column)
             sync_tree(temporary)
+            if damaged is not None:
+                _replace_folder(temporary, parent / str(damaged))
+                return damaged
             k = _last(parent)
             while not (k and _same(temporary, parent / str(k))):
                 k += 1
@@ -95,6 +122,15 @@ def _write_folder(path: Path, status: np.ndarray, digests: Mapping[str, str], vi
             return k
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(temporary: Path, folder: Path) -> None:
+    if folder.is_dir() and not _same(temporary, folder):
+        os.rename(folder, temporary_beside(folder))  # `sweep` removes it
+    if not folder.is_dir():
+        os.rename(temporary, folder)
+    sync_folder(folder.parent)
+    sweep(folder.parent)
 
 
 def _last(parent: Path) -> int:

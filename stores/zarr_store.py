@@ -21,11 +21,16 @@ import numpy as np
 
 from errors import MachineError, UserError
 
+from .columns import decode_column
+from .files import is_url
+from .limits import MANIFEST_BYTES, NotBelievable, check_array
 from .manifest import (
     ArraySpec,
     DamagedStore,
     Manifest,
     NotAStore,
+    parse_json,
+    parse_manifest,
     readable_json,
     sha256,
     storage_error,
@@ -46,8 +51,14 @@ ROW_PADDING = {"i": -1, "u": 0, "f": np.nan, "b": False}
 CACHE_BYTES = 32 * 1024 * 1024
 """Bound of tensorstore's cache (shard indexes, and small chunks that hold many rows), one a process."""
 
+ZSTD_LEVEL = 1
+"""Of new stores: higher levels save little of features, and cost much."""
+
 TABLE_CHUNK = 65536
 """Rows of a table's chunk."""
+
+LEAST_CHUNK = 1024
+"""Rows of the chunk of a smaller table: it may grow, and its chunks are as small for ever."""
 
 
 class DamagedShard(DamagedStore):
@@ -125,12 +136,41 @@ def decode_shard(metadata: dict, data: bytes, unit_rows: int) -> np.ndarray:
     return array.read(order="C").result()
 
 
+def held_rows(metadata: dict, data: bytes, unit_rows: int) -> np.ndarray:
+    """(unit_rows,) bool: rows whose chunk is in the shard, by its index of (offset, length) pairs at the end."""
+    chunk = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
+    count = unit_rows // chunk
+    offsets = np.frombuffer(data, "<u8", 2 * count, len(data) - 16 * count - 4)[::2]
+    return np.repeat(offsets != np.iinfo(np.uint64).max, chunk)
+
+
 def _in_memory(metadata: dict, rows: int) -> Any:
     ts = tensorstore()
     metadata = {**metadata, "shape": [rows, *metadata["shape"][1:]]}
     spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "metadata": metadata}
     spec |= {"store_data_equal_to_fill_value": True}
     return ts.open(spec, create=True, context=ts.Context()).result()
+
+
+def decode_chunks(metadata: dict, data: bytes, unit_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """((unit_rows, ...) values, (unit_rows,) bool: which rows could be read) of a shard file that may be damaged."""
+    array = _in_memory(metadata, unit_rows)
+    array.kvstore.write(_key(0, len(metadata["shape"])), data).result()
+    chunk = metadata["codecs"][0].get("configuration", {}).get("chunk_shape", [unit_rows])[0]
+    values = np.empty(array.shape, array.dtype.numpy_dtype)
+    readable = np.zeros(unit_rows, bool)
+    for start in range(0, unit_rows, chunk):
+        try:
+            values[start : start + chunk] = array[start : start + chunk].read(order="C").result()
+            readable[start : start + chunk] = True
+        except ValueError:
+            continue  # its rows stay unreadable
+    return values, readable
+
+
+def shard_key(unit: int, spec: ArraySpec) -> str:
+    """File name of a unit's shard in its array's folder."""
+    return _key(unit, 1 + len(spec.row_shape))
 
 
 def _key(unit: int, dimensions: int) -> str:
@@ -143,6 +183,8 @@ def _key(unit: int, dimensions: int) -> str:
 class ZarrFiles:
     """The files of one store: where each thing lies, and reads that never mistake a lost file for a value."""
 
+    read_only = None
+
     def __init__(self, path: Path, manifest: Manifest):
         self.path = path
         self.manifest = manifest
@@ -152,10 +194,14 @@ class ZarrFiles:
 
     def shard_name(self, array: str, unit: int) -> str:
         """Path of a shard inside the store."""
-        return f"data/{array}/{_key(unit, 1 + len(self.manifest.arrays[array].row_shape))}"
+        return f"data/{array}/{shard_key(unit, self.manifest.arrays[array])}"
 
     def status_name(self, unit: int) -> str:
         return f"{STATUS}/c.{unit}"
+
+    def place(self, name: str, row: int) -> str:
+        """The shard that holds a row."""
+        return str(self.path / self.shard_name(name, row // self.manifest.layout.unit_rows))
 
     def recompute(self, unit: int) -> str:
         """What makes a unit be computed again: without its status chunk it is pending."""
@@ -172,9 +218,23 @@ class ZarrFiles:
         """The zarr.json of an array, checked against the manifest's sha256."""
         name = f"{name}/zarr.json"
         data = self.read_file(name)
-        if sha256(data) != self.manifest.hashes.get(name):
+        if sha256(data) != self.manifest.hashes.get(name) and not self.has_grown(name, data):
             raise DamagedStore(f"{self.path / name} does not match the manifest's sha256")
         return json.loads(data)
+
+    def has_grown(self, name: str, data: bytes) -> bool:
+        """Whether a zarr.json is not this manifest's because the store has grown since, or grows just now."""
+        from .extensions import applied, read_extension
+
+        now, found = read_manifest(self.path), sha256(data)
+        if now.hashes.get(name) == found:
+            return applied(now) > applied(self.manifest)
+        k = applied(self.manifest)
+        while (extension := read_extension(self.path, k)) is not None:
+            if extension.hashes().get(name) == found:
+                return True
+            k += 1
+        return False
 
     def read_file(self, name: str) -> bytes:
         try:
@@ -189,7 +249,7 @@ class ZarrFiles:
         if not (self.path / name).exists():
             return None
         try:
-            return json.loads(self.read_file(name))
+            return parse_json(self.read_file(name))
         except ValueError as error:
             raise DamagedStore(f"{self.path / name} is not valid JSON: the file was damaged") from error
 
@@ -203,14 +263,21 @@ class ZarrFiles:
 
     def column(self, name: str) -> np.ndarray:
         """A whole column (`clips/verb`), strings as objects. Raises DamagedStore for a chunk lost or wrong."""
-        return read_plain(self.path / name, self.metadata(name))
+        table = name.partition("/")[0]
+        length = self.manifest.array_rows if table == "rows" else self.manifest.tables.get(table)
+        # Its files may have grown since the manifest was read.
+        return read_plain(self.path / name, self.metadata(name))[:length]
 
     def status(self) -> np.ndarray:
         """(array rows,) uint8; a chunk that is not there means pending."""
-        seal = self.manifest.seal
-        if seal:
-            return read_plain(self.path / "sealed" / str(seal["k"]) / "status")
-        return read_plain(self.path / STATUS, self.metadata(STATUS), may_lack_chunks=True)
+        if not self.manifest.seal:
+            return read_plain(self.path / STATUS, self.metadata(STATUS), may_lack_chunks=True)
+        return self.sealed_column("status")
+
+    def sealed_column(self, name: str) -> np.ndarray | None:
+        """A column of the current seal, `videos/geometry`; None if it has none (the status it always has)."""
+        folder = self.path / "sealed" / str(self.manifest.seal["k"]) / name
+        return read_plain(folder) if name == "status" or folder.exists() else None
 
     def unit_status(self, unit: Unit) -> tuple[np.ndarray, Any]:
         """((len(unit),) uint8, generation of the chunk), as they are on disk now, sealed or not."""
@@ -224,21 +291,44 @@ class ZarrFiles:
             raise DamagedShard(f"{chunk_file} is damaged: {self.recompute(unit.index)}") from error
         return chunk[: len(unit)], generation
 
+    def failures(self) -> dict[int, tuple[str, str]]:
+        """{row: (reason code, one line)} of every failed row, by row."""
+        folder, found = self.path / "failures", {}
+        names = sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []  # "._0.json" is macOS's, not ours
+        for path in names:
+            listed = self.read_json(f"failures/{path.name}") or {}
+            found.update({int(row): (code, line) for row, (code, line) in listed.items()})
+        return dict(sorted(found.items()))
+
     # -- data
+
+    def storage(self, array: str) -> dict:
+        """Where tensorstore finds an array's shards, and how."""
+        return {"kvstore": _kvstore(self.path / "data" / array), "open": True}
+
+    def context(self) -> Any:
+        """What tensorstore reads and writes within: its cache, its locks."""
+        return _context()
+
+    def array_metadata(self, name: str) -> dict:
+        """The zarr.json of a data array. Raises NotBelievable if it is not one of the manifest's array."""
+        metadata, manifest = self.metadata(f"data/{name}"), self.manifest
+        chunk_rows = manifest.layout.chunk_rows[name]
+        try:
+            check_array(metadata, manifest.arrays[name], manifest.layout.unit_rows, chunk_rows, manifest.array_rows)
+        except NotBelievable as error:
+            raise NotBelievable(f"{self.path / 'data' / name}: {error.message}") from None
+        return metadata
 
     def array(self, name: str, fill_missing: bool = False) -> Any:
         """tensorstore handle of a data array; what is not stored is an error unless `fill_missing`."""
         key = (name, fill_missing)
         ts = tensorstore()
         if key not in self._arrays:
-            spec = {
-                "driver": "zarr3",
-                "kvstore": _kvstore(self.path / "data" / name),
-                "metadata": self.metadata(f"data/{name}"),
-                "fill_missing_data_reads": fill_missing,
-            }
+            spec = {"driver": "zarr3", **self.storage(name), "fill_missing_data_reads": fill_missing}
+            spec["metadata"] = self.array_metadata(name)
             try:
-                self._arrays[key] = ts.open(spec, open=True, context=_context()).result()
+                self._arrays[key] = ts.open(spec, context=self.context()).result()
             except ValueError as error:
                 raise DamagedStore(f"cannot open {self.path / 'data' / name}: {error}") from error
         return self._arrays[key]
@@ -249,16 +339,20 @@ class ZarrFiles:
         if not len(rows):
             return np.empty((0, *array.shape[1:]), array.dtype.numpy_dtype)
         try:
-            return _read(array, rows)
+            return self.result(_read(array, rows))
         except Exception as error:
             raise self._damage(name, rows, error) from error
+
+    def result(self, read: Any) -> np.ndarray:
+        """What a read of tensorstore's gives."""
+        return read.result()
 
     def _damage(self, name: str, rows: np.ndarray, error: Exception) -> Exception:
         """Which file made a read fail: every shard of the batch is read alone."""
         array, of_unit = self.array(name), rows // self.manifest.layout.unit_rows
         for unit in np.unique(of_unit).tolist():
             try:
-                _read(array, rows[of_unit == unit])
+                self.result(_read(array, rows[of_unit == unit]))
             except Exception as alone:
                 return self.shard_damage(name, unit, alone)
         return MachineError(f"reading {self.path / 'data' / name} failed: {error}")
@@ -303,10 +397,11 @@ class ZarrFiles:
             raise storage_error(self.path / name, code, reason) from error
 
 
-def _read(array: Any, rows: np.ndarray) -> np.ndarray:
+def _read(array: Any, rows: np.ndarray) -> Any:
+    """A read of rows that has begun."""
     if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return array[int(rows[0]) : int(rows[-1]) + 1].read(order="C").result()
-    return array.oindex[rows].read(order="C").result()
+        return array[int(rows[0]) : int(rows[-1]) + 1].read(order="C")
+    return array.oindex[rows].read(order="C")
 
 
 def _errno(error: Exception) -> int | None:
@@ -320,54 +415,48 @@ def _short(error: Exception) -> str:
 
 
 def read_plain(folder: Path, metadata: dict | None = None, may_lack_chunks: bool = False) -> np.ndarray:
-    """A one-dimensional table column, read by zarr-python.
-
-    Checks first that every chunk file is there: zarr-python gives '' or the fill value for a lost one.
-    """
-    import zarr
-
+    """A column in a folder. Raises DamagedStore for a chunk that is not there (unless it may lack) or damaged."""
     try:
-        metadata = metadata or json.loads((folder / "zarr.json").read_bytes())
-        length, chunk = metadata["shape"][0], metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        expected = {_key(i, len(metadata["shape"])) for i in range(-(-length // chunk))}
-        lost = sorted(expected - set(os.listdir(folder))) if not may_lack_chunks else []
-        if lost:
-            raise DamagedStore(f"{folder / lost[0]} is missing: the copy of this store is not whole")
-        values = zarr.open_array(str(folder), mode="r")[...]
-    except DamagedStore:
-        raise
+        metadata = metadata or parse_json((folder / "zarr.json").read_bytes())
+        present = set(os.listdir(folder))
+        fetch = lambda names: [(folder / name).read_bytes() if name in present else None for name in names]  # noqa: E731
+        return decode_column(metadata, fetch, str(folder), may_lack_chunks)
     except OSError as error:
         raise DamagedStore(f"cannot read {folder}: {error}") from error
-    except Exception as error:  # the decoders of zarr-python raise many kinds for a damaged chunk
+    except ValueError as error:
         raise DamagedStore(f"{folder} is damaged: {error}") from error
-    return values.astype(object) if values.dtype.kind in "TU" else values
 
 
 # ------------------------------------------------------------------------------------------------ creation
 
 
 def create_folder(
-    path: str | os.PathLike, manifest: Manifest, tables: Mapping[str, Mapping[str, np.ndarray] | None]
+    path: str | os.PathLike,
+    manifest: Manifest,
+    tables: Mapping[str, Mapping[str, np.ndarray] | None],
+    level: int = ZSTD_LEVEL,
 ) -> None:
     """Writes a new store, whole, and renames it into place; leaves alone a store that is there already.
 
     tables: {"rows": {column: (n,) array}, "clips": ..., "videos": ..., "texts": None or ..., ...}.
+    level: of zstd, of the data arrays.
     Raises UserError for a name that does not end in .zarr or a place that cannot be written, MachineError.
     """
+    if is_url(path) or Path(path).suffix != ".zarr":
+        raise UserError(f"a store that is written is a folder NAME.zarr, got {path}")
     path = Path(path)
-    if path.suffix != ".zarr":
-        raise UserError(f"a store is named NAME.zarr, got {path}")
     if (path / "zarr.json").exists():
         return
     manifest = with_padding_count(manifest)
     lengths = {table: _length(table, columns) for table, columns in tables.items() if columns is not None}
-    manifest = replace(manifest, extents=((0, lengths["rows"]),), seal=None)
+    extents, counts = ((0, lengths["rows"]),), {name: lengths[name] for name in TABLES[1:] if name in lengths}
+    manifest = replace(manifest, extents=extents, tables=counts, hashes={}, seal=None)
     temporary = temporary_beside(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.mkdir()
-            _write_tree(temporary, manifest, tables)
+            _write_tree(temporary, manifest, tables, level)
             sync_tree(temporary)
             _rename_new(temporary, path)
             sync_folder(path.parent)
@@ -385,28 +474,33 @@ def _length(table: str, columns: Mapping[str, np.ndarray]) -> int:
     return next(iter(lengths.values()))
 
 
-def _write_tree(folder: Path, manifest: Manifest, tables: Mapping) -> None:
+def _write_tree(folder: Path, manifest: Manifest, tables: Mapping, level: int) -> None:
     import zarr
+
+    from .extensions import first_extension
 
     root = zarr.create_group(str(folder), zarr_format=3)
     unit, padded = manifest.layout.unit_rows, manifest.array_rows
-    row_chunk = max(1, TABLE_CHUNK // unit) * unit
     for table, columns in tables.items():
         if columns is None:
             continue
         group = root.create_group(table)
         for name, column in columns.items():
             if table == "rows":
-                write_column(group, name, _padded(np.asarray(column), padded), row_chunk)
+                write_column(group, name, pad_rows(np.asarray(column), padded), row_chunk(unit))
             else:
                 write_column(group, name, column)
     _create(root["rows"], "status", (padded,), (unit,), "uint8", 0, compress=False)
     data = root.create_group("data")
     for name, spec in manifest.arrays.items():
-        _create_data(data, name, spec, padded, unit, manifest.layout.chunk_rows[name])
-    metadata = {file.relative_to(folder).as_posix(): file for file in folder.rglob("zarr.json")}
-    hashes = {name: sha256(metadata[name].read_bytes()) for name in sorted(metadata) if name != "zarr.json"}
-    (folder / "zarr.json").write_bytes(root_json(replace(manifest, hashes=hashes)))
+        create_data(data, name, spec, padded, unit, manifest.layout.chunk_rows[name], level)
+    (folder / "zarr.json").unlink()
+    metadata = {}
+    for file in sorted(folder.rglob("zarr.json")):
+        name = file.relative_to(folder).as_posix()
+        metadata[name] = json.loads(file.read_bytes())
+        file.write_bytes(readable_json(metadata[name]))
+    (folder / "zarr.json").write_bytes(root_json(first_extension(folder, manifest, metadata)))
 
 
 def root_json(manifest: Manifest) -> bytes:
@@ -414,7 +508,13 @@ def root_json(manifest: Manifest) -> bytes:
     return readable_json({"attributes": {ATTRIBUTE: manifest.to_json()}, "zarr_format": 3, "node_type": "group"})
 
 
-def _padded(column: np.ndarray, length: int) -> np.ndarray:
+def row_chunk(unit_rows: int) -> int:
+    """Rows of a chunk of the columns of `rows/`: whole units."""
+    return max(1, TABLE_CHUNK // unit_rows) * unit_rows
+
+
+def pad_rows(column: np.ndarray, length: int) -> np.ndarray:
+    """A column of `rows/` with the padding after its last row."""
     if column.dtype.kind not in ROW_PADDING:
         raise ValueError(f"the columns of rows/ are numbers, got dtype {column.dtype}")
     out = np.full(length, ROW_PADDING[column.dtype.kind], column.dtype)
@@ -433,7 +533,7 @@ def write_column(group: Any, name: str, column: Any, chunk: int = TABLE_CHUNK) -
         dtype, fill = str, ""
     else:
         dtype, fill = column.dtype, column.dtype.type(0)
-    chunks = (max(1, min(chunk, len(column))), *column.shape[1:])
+    chunks = (min(chunk, max(LEAST_CHUNK, len(column))), *column.shape[1:])
     array = _create(group, name, column.shape, chunks, dtype, fill)
     if len(column):
         array[...] = column
@@ -454,7 +554,10 @@ def _create(group: Any, name: str, shape: tuple, chunks: tuple, dtype: Any, fill
     )
 
 
-def _create_data(group: Any, name: str, spec: ArraySpec, rows: int, unit: int, chunk: int) -> None:
+def create_data(
+    group: Any, name: str, spec: ArraySpec, rows: int, unit: int, chunk: int, level: int = ZSTD_LEVEL
+) -> None:
+    """An empty data array in a zarr group: one shard a unit, compressed by zstd at this level."""
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
     group.create_array(
@@ -464,7 +567,7 @@ def _create_data(group: Any, name: str, spec: ArraySpec, rows: int, unit: int, c
         chunks=(chunk, *spec.row_shape),
         dtype=spec.dtype,
         fill_value=spec.fill,
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        compressors=[ZstdCodec(level=level), Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=None,
     )
@@ -505,8 +608,8 @@ def open_files(path: str | os.PathLike) -> ZarrFiles:
 def read_manifest(path: Path) -> Manifest:
     """The manifest in the root zarr.json as it is now."""
     try:
-        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
-        manifest = attributes[ATTRIBUTE]
+        with open(path / "zarr.json", "rb") as file:
+            data = file.read(MANIFEST_BYTES + 1)
     except FileNotFoundError:
         if not path.exists():
             raise NotAStore(f"there is no store at {path}") from None
@@ -515,16 +618,18 @@ def read_manifest(path: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise NotAStore(f"{path} is a file; a store is a folder NAME.zarr") from None
-    except (ValueError, KeyError, TypeError):
-        raise NotAStore(f"{path} is not a store of clipbank: its zarr.json has no manifest") from None
     except OSError as error:
         raise MachineError(f"cannot read {path / 'zarr.json'}: {error.strerror}") from error
+    return parse_root(data, str(path))
+
+
+def parse_root(data: bytes, where: str) -> Manifest:
+    """The manifest in the bytes of a root zarr.json. Raises NotAStore, DamagedStore, UserError (a newer format)."""
     try:
-        return Manifest.from_json(manifest)
-    except (UserError, MachineError) as error:
-        raise type(error)(f"{path}: {error.message}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise NotAStore(f"{path}: its manifest is not one of clipbank ({error!r})") from None
+        manifest = parse_json(data)["attributes"][ATTRIBUTE]
+    except (ValueError, KeyError, TypeError):
+        raise NotAStore(f"{where} is not a store of clipbank: its zarr.json has no manifest") from None
+    return parse_manifest(manifest, where)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -219,6 +219,8 @@ def test_wrong_arguments(stores):
         make(stores, windows={"noun": 6})
     with pytest.raises(UserError, match="at least one clip store"):
         ClipDataset({"objects": stores["objects"]}, windows={"objects": 6})
+    with pytest.raises(UserError, match="an entry 'clip' of its own"):
+        ClipDataset({"clip": stores["verb"]})
     with pytest.raises(UserError, match="draws"):
         make(stores, "val", draws=[7])
 
