@@ -27,7 +27,7 @@ from stores import OK, ArraySpec, Manifest, create_store, plan_layout
 CHANNELS, UNIT_ROWS, VIDEOS, BATCH = 1024, 4096, 10_000, 256
 
 READER = """
-import json, resource, sys, time
+import json, re, sys, time
 begin = time.perf_counter()
 from stores import info, open_store
 imported = time.perf_counter() - begin
@@ -54,7 +54,8 @@ if action == "batch":
         times.append(time.perf_counter() - begin)
     found["batch_ms"] = 1000 * float(np.median(times))
 found["torch"] = "torch" in sys.modules
-found["peak_MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# not ru_maxrss, which a process inherits from the one that started it
+found["peak_MiB"] = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 print(json.dumps(found))
 """
 

@@ -150,8 +150,7 @@ def _write_once(
     final = np.where(keep | take, OK, np.where(lost, PENDING, np.where(status == PENDING, now, status)))
     final = final.astype(np.uint8)
 
-    for name in sorted(specs, key=lambda name: name != PADDED):  # first: it marks empty rows, which pictures cannot
-        spec = specs[name]
+    for name, spec in specs.items():
         whole = np.full((unit_rows, *spec.row_shape), spec.fill, spec.dtype)
         part = whole[: len(unit)]
         part[take] = arrays[name][take]

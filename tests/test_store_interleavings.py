@@ -212,4 +212,4 @@ def test_drawn_orders_with_any_number_of_switches(tmp_path, steps, arrays):
 def test_pictures_in_every_order_of_few_switches(tmp_path, steps):
     """A shard that lost a row while the file beside it kept its own: the row is not taken for a black picture."""
     campaign = Campaign(tmp_path, steps, PICTURES, AGREED)
-    every_order(campaign.run, switches=1)
+    every_order(campaign.run, SWITCHES)
