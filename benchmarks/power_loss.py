@@ -93,11 +93,14 @@ def _argument(text: str) -> "str | bytes":
 
 
 class Disk:
-    """A folder on such a disk; what it holds when the writer begins is durable."""
+    """A folder on such a disk.
 
-    def __init__(self, root: Path):
+    root: where it was when the writer was recorded. before: what it held then, all of it durable.
+    """
+
+    def __init__(self, root: Path, before: Path):
         self.root = root
-        self.top = _load(root)
+        self.top = _load(before)
         self.open: dict[int, Open] = {}
         self.said: list[str] = []
         """Lines that the writer wrote to its standard output."""
@@ -282,27 +285,19 @@ def _write(folder: Folder, target: Path, keep_names: bool) -> None:
             (target / name).write_bytes(node.durable)
 
 
-def cut_points(calls: list[Call], root: Path) -> int:
+def cut_points(calls: list[Call], disk: Disk) -> int:
     """How many calls of a recording could be lost, and so between how many a cut makes a difference."""
-    disk = Disk(root)
     return sum(disk.apply(call) for call in calls)
 
 
-def cuts(calls: list[Call], root: Path, points: list[int]) -> Iterator[tuple[int, Disk]]:
-    """(point, the disk just before that many of the calls that could be lost), for ascending points.
-
-    root: the folder as it was when the recording began.
-    """
-    disk, wanted, seen = Disk(root), iter(points), 0
-    point = next(wanted, None)
+def cuts(calls: list[Call], disk: Disk, points: list[int]) -> Iterator[int]:
+    """Each of the ascending points in turn, the disk having seen so many of the calls that could be lost."""
+    seen, wanted = 0, list(points)
     for call in calls:
-        while point is not None and seen >= point:
-            yield point, disk
-            point = next(wanted, None)
+        while wanted and seen >= wanted[0]:
+            yield wanted.pop(0)
         seen += disk.apply(call)
-    while point is not None:
-        yield point, disk
-        point = next(wanted, None)
+    yield from wanted
 
 
 def record_job(script: Path, job: str, folder: Path, log: Path) -> list[Call]:

@@ -49,7 +49,7 @@ class Hdf5Files:
     """The datasets of one packed store. A handle is opened on use, once a process, and never inherited by a fork."""
 
     read_only = (
-        "an HDF5 store is packed whole and then only read. Unpack it into a NAME.zarr (`store import`), change that, "
+        "an HDF5 store is packed whole and then only read. Unpack it into a NAME.zarr (`store unpack`), change that, "
         "and pack it again"
     )
 

@@ -18,7 +18,7 @@ import pytest
 from store_samples import VIDEOS, fill, sample_clips, sample_rows, values
 
 from extract.decode import Probe
-from stores import OK, ArraySpec, Manifest, create_store, extend, limits, open_store, pack, plan_layout
+from stores import OK, STATUS_NAMES, ArraySpec, Manifest, create_store, extend, limits, open_store, pack, plan_layout
 from stores.extensions import Extension
 from stores.manifest import canonical_json
 from stores.zarr_store import safe_name
@@ -306,6 +306,11 @@ def test_the_tables_name_every_key(made):
     growth = DOCUMENT[DOCUMENT.index("## 9.") : DOCUMENT.index("## 10.")]
     for field in dataclasses.fields(Extension):
         assert f"`{field.name}`" in growth
+
+
+def test_the_status_codes_are_those_of_the_code():
+    codes = re.findall(r"^\| (\d) \| (\w+) \|", DOCUMENT, re.MULTILINE)
+    assert codes == [(str(code), name) for code, name in enumerate(STATUS_NAMES)]
 
 
 def test_the_limits_are_those_of_the_code():
