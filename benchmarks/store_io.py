@@ -1,15 +1,16 @@
 """Random batched reads of a store against what it stands on and what labs use instead, side by side.
 
-    python benchmarks/store_io.py [--root /some/disk] [--rows 2000] [--batches 20] [--repeats 5]
+    python benchmarks/store_io.py [--root /some/disk] [--rows 2000] [--batches 5] [--repeats 15]
 
 Rows of 131 KiB (8 x 8 x 1024 float16, half of them zero, as after a ReLU) in each form: our Zarr store, tensorstore
-and zarr-python on the same shards, our HDF5 store, plain h5py on the same file, .npy files, one memmap, LMDB (`pip install
-lmdb`; left out, saying so, without). Batches of 32 random rows; the forms take turns, so that a busy
-machine slows all of them; cold: the page cache of the files is dropped before every turn. Fails (exit 1) below 0.9 of
-tensorstore, 15 times zarr-python, or 0.9 of h5py.
+and zarr-python on the same shards, our HDF5 store, plain h5py on the same file, .npy files, one memmap, LMDB and
+webdataset (`pip install lmdb webdataset`; left out, saying so, without). Batches of 32 random rows; the forms take
+turns, so that a busy machine slows all of them; cold: the page cache of the files is dropped before every turn. Fails
+(exit 1) below 0.9 of tensorstore, 15 times zarr-python, or 0.9 of h5py.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -29,6 +30,7 @@ from stores.hdf5_pack import pack
 
 SHAPE = (8, 8, 1024)
 BATCH = 32
+IN_ORDER = "webdataset, in order"
 LEAST_OF_TENSORSTORE, LEAST_TIMES_ZARR, LEAST_OF_H5PY = 0.9, 15.0, 0.9
 
 Read = Callable[[np.ndarray], np.ndarray]
@@ -84,6 +86,10 @@ def make_all(folder: Path, n: int) -> dict[str, tuple[Path, Read]]:
         forms["lmdb"] = (folder / "lmdb", lmdb_reader(folder / "lmdb", n))
     else:
         print("lmdb is not installed: left out (pip install lmdb)")
+    if find_spec("webdataset"):
+        forms[IN_ORDER] = (folder / "webdataset.tar", webdataset_reader(folder / "webdataset.tar", n))
+    else:
+        print("webdataset is not installed: left out (pip install webdataset)")
     return forms
 
 
@@ -138,6 +144,24 @@ def lmdb_reader(path: Path, n: int) -> Read:
     return read
 
 
+def webdataset_reader(path: Path, n: int) -> Read:
+    """A shard is read in its own order, whatever rows are asked for: that is all webdataset can do."""
+    import webdataset
+
+    if not path.exists():
+        part = path.with_suffix(".part")
+        with webdataset.TarWriter(str(part)) as shard:
+            for row in range(n):
+                shard.write({"__key__": f"{row:010d}", "npy": row_values(row)})
+        os.rename(part, path)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        samples = webdataset.WebDataset(str(path), shardshuffle=False).decode().to_tuple("npy")
+        return np.stack([value for (value,) in itertools.islice(samples, len(rows))])
+
+    return read
+
+
 def files_below(path: Path) -> list[Path]:
     return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
 
@@ -165,16 +189,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="where the files are made and kept [a temporary folder]")
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--batches", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     print_machine()
     with work_folder(arguments.root) as folder:
         forms = make_all(folder, arguments.rows)
         for name, (path, read) in forms.items():
             rows = np.array([5, 3, arguments.rows - 1])
-            assert np.array_equal(read(np.sort(rows)), np.stack([row_values(row) for row in np.sort(rows)])), name
-            print(f"{name:14} {sum(file.stat().st_size for file in files_below(path)) / 1e6:8.1f} MB on disk")
+            rows = np.arange(3) if name == IN_ORDER else np.sort(rows)
+            assert np.array_equal(read(rows), np.stack([row_values(row) for row in rows])), name
+            print(f"{name:20} {sum(file.stat().st_size for file in files_below(path)) / 1e6:8.1f} MB on disk")
         rng = np.random.default_rng(0)
         drawn = [np.sort(rng.choice(arguments.rows, BATCH, replace=False)) for _ in range(arguments.batches)]
         figures = {}

@@ -29,6 +29,7 @@ from .manifest import (
     DamagedStore,
     Manifest,
     canonical_json,
+    make_folder,
     readable_json,
     sha256,
     storage_errors,
@@ -239,7 +240,7 @@ def write_extension(
     temporary = temporary_beside(parent / "extension")
     with storage_errors(parent):
         try:
-            parent.mkdir(exist_ok=True)
+            make_folder(parent)
             root = zarr.create_group(str(temporary), zarr_format=3)
             for table, columns in tables.items():
                 group = root.create_group(table)

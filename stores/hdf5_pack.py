@@ -22,6 +22,7 @@ from .manifest import (
     DamagedStore,
     canonical_json,
     is_temporary,
+    make_folder,
     readable_json,
     sha256,
     storage_errors,
@@ -80,7 +81,7 @@ def pack(
     temporary = temporary_beside(target)
     with storage_errors(target):
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             _write_file(temporary, store, compression, progress)
             if read_manifest(store.path) != store.manifest:
                 raise MachineError(f"{store.path} changed while it was packed: run the same command again")
@@ -250,7 +251,8 @@ def unpack(h5_path: str | os.PathLike, zarr_path: str | os.PathLike, progress: P
     temporary = temporary_beside(target)
     with storage_errors(target):
         try:
-            temporary.mkdir(parents=True)
+            make_folder(target.parent)
+            temporary.mkdir()
             _write_small(files, temporary)
             reseal = _write_units(Store(files.path), open_files(temporary), progress)
             if reseal:

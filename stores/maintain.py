@@ -397,6 +397,23 @@ def listed_digests(store: Store) -> dict[str, str]:
         return {}
 
 
+def _listed_sizes(store: Store) -> dict[str, int]:
+    """{file: bytes} of the current seal; empty if the list cannot be read, or is of before sizes were kept."""
+    folder = store.path / "sealed" / str(store.manifest.seal["k"]) / "digests"
+    try:
+        sizes = read_plain(folder / "size").tolist() if (folder / "size").exists() else []
+        return dict(zip(read_plain(folder / "path"), sizes, strict=bool(sizes)))
+    except (DamagedStore, ValueError):
+        return {}
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return True  # `_check_seal` says so of a file that is not there
+
+
 def _check_seal(store: Store) -> list[Finding]:
     name, remedy = f"sealed/{store.manifest.seal['k']}", "copy the folder again from another copy of this store"
     digests = listed_digests(store)
@@ -409,6 +426,9 @@ def _check_seal(store: Store) -> list[Finding]:
     lost = sorted(set(digests) - set(files_of(store.path)))
     found += [Finding("error", file, "is not part of the seal", "move it away") for file in strays]
     found += [Finding("error", file, "is missing", remedy) for file in lost]
+    sizes = _listed_sizes(store)
+    resized = [file for file, size in sizes.items() if is_safe_name(file) and not _has_size(store.path / file, size)]
+    found += [Finding("error", file, "is not as long as it was when sealed", remedy) for file in resized]
     return found
 
 

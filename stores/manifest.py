@@ -285,7 +285,7 @@ def write_durable(path: str | os.PathLike, data: bytes) -> None:
     """
     path = Path(path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             _replace(path, data)
         except FileNotFoundError:  # another process swept the temporary away: it takes it for a dead run's
@@ -314,6 +314,14 @@ def temporary_beside(path: Path) -> Path:
 def is_temporary(name: str) -> bool:
     """Whether a file or folder name is that of something half written, by us or by tensorstore."""
     return re.fullmatch(r".*_[0-9a-f]{1,16}\.__lock|\..*\.[0-9a-f]{16}\.tmp", name, re.DOTALL) is not None
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it where they lack, so that their names survive a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
 
 
 def sync_folder(path: str | os.PathLike) -> None:

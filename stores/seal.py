@@ -20,7 +20,7 @@ from errors import MachineError, UserError
 
 from .extensions import applied, change_manifest, finish_growth
 from .maintain import digests_hash, file_sha256, files_of, is_hidden, seal_files, sweep, verify, versioned_files
-from .manifest import PENDING, DamagedStore, Manifest, canonical_json, storage_errors, sync_folder, temporary_beside
+from .manifest import PENDING, DamagedStore, Manifest, canonical_json, make_folder, storage_errors, sync_folder, temporary_beside
 from .reader import open_store
 from .zarr_store import open_files, read_manifest, read_plain, sync_tree, write_column
 
@@ -96,11 +96,13 @@ def _write_folder(
     parent = path / "sealed"
     temporary = temporary_beside(parent / "seal")
     with storage_errors(parent):
-        parent.mkdir(exist_ok=True)
+        make_folder(parent)
         try:
             root = zarr.create_group(str(temporary), zarr_format=3)
             write_column(root, "status", status, chunk=max(1, len(status)))
-            tables = {"digests": {"path": [*digests], "sha256": [*digests.values()]}, "videos": videos}
+            sizes = np.array([(path / name).stat().st_size for name in digests], np.int64)
+            listed = {"path": [*digests], "sha256": [*digests.values()], "size": sizes}
+            tables = {"digests": listed, "videos": videos}
             for table, columns in tables.items():
                 group = root.create_group(table)
                 for name, column in columns.items():

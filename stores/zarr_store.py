@@ -29,6 +29,7 @@ from .manifest import (
     DamagedStore,
     Manifest,
     NotAStore,
+    make_folder,
     parse_json,
     parse_manifest,
     readable_json,
@@ -302,6 +303,9 @@ class ZarrFiles:
 
     def put(self, name: str, data: bytes | None, generation: Any) -> bool:
         """Durably replaces (None: removes) a file; False if that was not to be: begin again from what is there."""
+        if data is not None:
+            with storage_errors(self.path / name):
+                make_folder((self.path / name).parent)  # tensorstore makes it too, and does not fsync where it lies
         try:
             return bool(self.objects.write(name, data, if_equal=generation).result().generation)
         except ValueError as error:
@@ -368,7 +372,7 @@ def create_folder(
     manifest = replace(manifest, extents=extents, tables=counts, hashes={}, seal=None)
     temporary = temporary_beside(path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             temporary.mkdir()
             _write_tree(temporary, manifest, tables, level)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from store_samples import fill, new_store
+from store_samples import VIDEOS, fill, new_store
 
 import cli
 from stores import ArraySpec
@@ -27,6 +27,8 @@ def store(tmp_path, monkeypatch):
     arrays = {"spatial": ArraySpec((8, 8, 16), "float16"), "vector": ArraySpec((16,), "float16")}
     made = new_store(tmp_path / PATH, n=40, unit_rows=8, arrays=arrays)
     fill(made, failed=[3])
+    for video in VIDEOS["name"]:
+        made.write_probe(video, {"geometry": [8.0, 8.0, 0.0, 0.0]})
     return made
 
 
@@ -45,6 +47,15 @@ def test_python_of_the_readme_runs(store):
     seen = {}
     exec(code, seen)
     assert seen["spatial"].shape == (32, 8, 8, 16)
+
+
+def test_five_lines_feed_a_training_loop(store):
+    code = next(block for block in blocks("python") if "DataLoader" in block)
+    assert len(code.strip().splitlines()) == 5
+    seen = {}
+    exec(code, seen)
+    assert seen["spatial"].shape == (20, 8, 8, 16)
+    assert sorted(seen["batch"]["clip"].tolist()) == list(range(1, 40, 2))
 
 
 def commands() -> list[str]:
@@ -68,7 +79,7 @@ def test_commands_of_the_readme_parse(command, tmp_path, monkeypatch):
 def test_options_that_the_readme_names_exist():
     help_text = "".join(
         CliRunner().invoke(cli.main, [*name, "--help"]).output
-        for name in (["extract"], ["train-head"], ["store", "inspect"])
+        for name in (["extract"], ["train-head"], ["store", "inspect"], ["store", "repair"], ["store", "merge"])
     )
     for option in set(re.findall(r"`(--[a-z-]+)", README)):
         assert option in help_text, option
