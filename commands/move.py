@@ -171,10 +171,13 @@ def import_command(source_format, root, dataset, data, videos, experts, features
 
 
 @click.command()
-@click.argument("root", type=click.Path(exists=True, path_type=Path))
+@click.argument("root", type=store_option)
 @click.option("--json", "as_json", is_flag=True)
 def catalog(root, as_json):
-    """Every store under ROOT: what it holds, how far it is, who made it, and where two of one feature differ."""
+    """Every store under ROOT: what it holds, how far it is, who made it, and where two of one feature differ.
+
+    ROOT is a folder, or the address of a `serve`.
+    """
     from stores.catalogue import catalogue
 
     show(catalogue(root), as_json)
@@ -186,6 +189,6 @@ def catalog(root, as_json):
 @click.option("--port", type=int, default=8000, show_default=True)
 def serve(root, host, port):
     """Offer the stores under ROOT read-only over HTTP, until Ctrl-C."""
-    from stores import serve as run
+    from stores.serve import serve as run
 
     run(root, host, port, started=lambda url: say(f"serving {root} at {url}"))

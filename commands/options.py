@@ -11,7 +11,16 @@ from commands.printing import say
 
 __all__ = ["Shard", "comma_separated", "extraction_options", "place_options", "shard_of_slurm", "store_option"]
 
-store_option = click.Path(exists=True, path_type=Path)
+
+class Address(click.Path):
+    """A path that exists, or the URL of a store or of a served root."""
+
+    def convert(self, value, param, ctx):
+        is_url = isinstance(value, str) and "://" in value
+        return value if is_url else super().convert(value, param, ctx)
+
+
+store_option = Address(exists=True, path_type=Path)
 
 
 def place_options(command):
