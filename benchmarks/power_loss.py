@@ -1,7 +1,7 @@
 """A disk without a journal, rebuilt from the system calls of a writer that strace recorded.
 
-What survives a power cut: of a file, its content when it was last fsynced; of a folder, the names in it when it was last
-fsynced. Everything else (writes, renames, new folders, removals) is dropped.
+What survives a power cut: of a file, its content when it was last fsynced; of a folder, the names in it when it was
+last fsynced. Everything else (writes, renames, new folders, removals) is dropped.
 """
 
 import os
@@ -15,8 +15,11 @@ from pathlib import Path
 
 CALLS = (
     "openat,open,creat,close,write,pwrite64,writev,pwritev,pwritev2,sendfile,copy_file_range,ftruncate,lseek,fsync,"
-    "fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,rmdir,link,linkat,exit_group"
+    "fdatasync,fork,vfork,clone,clone3,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,rmdir,link,linkat"
 )
+
+
+FORKS = ("fork", "vfork", "clone", "clone3")
 
 
 @dataclass
@@ -58,28 +61,34 @@ def has_strace() -> bool:
 
 
 def record(command: list[str], log: Path) -> list[Call]:
-    """Runs a command to its end; the calls that concern files, in the order in which they returned."""
+    """Runs a command to its end; its calls (not its children's) that concern files, in the order of their returns."""
     options = ["-f", "--seccomp-bpf", "-xx", "-s", "100000000", "-e", "signal=none", "-e", f"trace={CALLS}", "-o", log]
     done = subprocess.run(["strace", *options, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.decode()[-500:]}")
-    with log.open() as lines:
-        return list(_calls(lines))
+    found = list(_calls(log.read_text().splitlines()))
+    children = {call.result for _, call in found if call.name in FORKS and not _is_thread(call)}
+    return [call for pid, call in found if pid not in children and call.name not in FORKS]
 
 
-def _calls(lines: Iterator[str]) -> Iterator[Call]:
+def _is_thread(call: Call) -> bool:
+    return any("CLONE_THREAD" in part for part in call.arguments if isinstance(part, str))
+
+
+def _calls(lines: list[str]) -> Iterator[tuple[int, Call]]:
+    """(process or thread, call) of those that did not fail."""
     begun: dict[str, str] = {}
     for line in lines:
-        pid, _, text = line.rstrip("\n").partition(" ")
+        pid, _, text = line.partition(" ")
         text = text.lstrip()
         if text.endswith("<unfinished ...>"):
             begun[pid] = text.removesuffix("<unfinished ...>").rstrip()
             continue
         if resumed := re.match(r"<\.\.\. \w+ resumed>\s*(.*)", text, re.DOTALL):
-            text = begun.pop(pid) + ("" if begun.get(pid, "").endswith("(") else " ") + resumed[1]
+            text = f"{begun.pop(pid)} {resumed[1]}"
         found = re.match(r"(\w+)\((.*)\)\s+= (-?\d+)", text, re.DOTALL)
         if found and int(found[3]) >= 0:
-            yield Call(found[1], tuple(_argument(part) for part in re.split(r", ", found[2])), int(found[3]))
+            yield int(pid), Call(found[1], tuple(map(_argument, found[2].split(", "))), int(found[3]))
 
 
 def _argument(text: str) -> "str | bytes":

@@ -108,8 +108,8 @@ def sync_file(path: Path) -> None:
 def _write_file(path: Path, store: Store, compression: str, progress: Progress | None) -> None:
     import h5py
 
-    with h5py.File(path, "x", libver=("v110", "v110"), locking=False) as file:
-        writer = _Writer(file, compression)
+    with open(path, "x+b", buffering=0) as plain, h5py.File(disk := _Disk(plain), "w", libver=("v110", "v110")) as file:
+        writer = _Writer(file, compression, disk)
         status = store._files.status()
         writer.column(STATUS, status)
         for name, values in _small(store):
@@ -119,6 +119,55 @@ def _write_file(path: Path, store: Store, compression: str, progress: Progress |
         body = {key: value for key, value in store.manifest.to_json().items() if key != "sha256"} | {"packed": packed}
         file.attrs[ATTRIBUTE] = readable_json({**body, "sha256": sha256(canonical_json(body))}).decode()
         file.flush()
+    disk.check()
+
+
+class _Disk:
+    """A file that HDF5 writes to. It learns nothing of a full disk, since its library may crash on closing a file that
+    could not be written: the first error is kept, nothing more is written, and `check` raises it."""
+
+    def __init__(self, file: Any):
+        self._file, self._error = file, None
+
+    def check(self) -> None:
+        """Raises what went wrong, OSError."""
+        if self._error:
+            raise self._error
+
+    def _try(self, act: Callable[[], Any], instead: Any) -> Any:
+        if self._error is None:
+            try:
+                return act()
+            except OSError as error:
+                self._error = error
+        return instead
+
+    def write(self, data: Any) -> int:
+        return self._try(lambda: self._write(memoryview(data)), len(data))
+
+    def _write(self, data: memoryview) -> int:
+        left = data
+        while len(left):
+            left = left[self._file.write(left) :]
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        return self._try(lambda: self._file.truncate(size), size)
+
+    def seek(self, *where: int) -> int:
+        return self._file.seek(*where)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def readinto(self, data: Any) -> int:
+        return self._file.readinto(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def _small(store: Store) -> Iterator[tuple[str, np.ndarray]]:
@@ -164,8 +213,8 @@ def _is_bulk(name: str) -> bool:
 class _Writer:
     """Writes datasets, and keeps the digest of each."""
 
-    def __init__(self, file: Any, compression: str):
-        self.file = file
+    def __init__(self, file: Any, compression: str, disk: _Disk):
+        self.file, self.disk = file, disk
         self.options = {"fletcher32": True, **({} if compression == "none" else {"compression": compression})}
         if compression == "gzip":
             self.options["compression_opts"] = 1
@@ -181,6 +230,7 @@ class _Writer:
         dataset = self.file.create_dataset(name, values.shape, values.dtype, **(options if values.size else {}))
         if values.size:
             dataset.write_direct(np.ascontiguousarray(values))
+        self.disk.check()
         self.digests[name] = digest(values)
 
     def arrays(self, store: Store, status: np.ndarray, progress: Progress | None) -> None:
@@ -204,6 +254,7 @@ class _Writer:
                 digests[name].update(little_endian(whole))
                 for first, last in _runs(ok, step, manifest.layout.chunk_rows[name]):
                     datasets[name][start + first : start + last] = whole[first:last]
+                    self.disk.check()
                 chunk = manifest.layout.chunk_rows[name]
                 zeros[name] += [
                     (start + at) // chunk for at in range(0, step, chunk) if is_zero(whole[at : at + chunk])

@@ -20,7 +20,16 @@ from errors import MachineError, UserError
 
 from .extensions import applied, change_manifest, finish_growth
 from .maintain import digests_hash, file_sha256, files_of, is_hidden, seal_files, sweep, verify, versioned_files
-from .manifest import PENDING, DamagedStore, Manifest, canonical_json, make_folder, storage_errors, sync_folder, temporary_beside
+from .manifest import (
+    PENDING,
+    DamagedStore,
+    Manifest,
+    canonical_json,
+    make_folder,
+    storage_errors,
+    sync_folder,
+    temporary_beside,
+)
 from .reader import open_store
 from .zarr_store import open_files, read_manifest, read_plain, sync_tree, write_column
 
