@@ -45,6 +45,8 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             say("interrupted")
             sys.exit(INTERRUPTED)
+        except click.ClickException:  # some are OSErrors too, such as a store that is not there
+            raise
         except OSError as error:
             raise MachineError(f"{error.filename or 'the system'}: {error.strerror or error}") from error
         finally:

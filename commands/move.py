@@ -12,6 +12,7 @@ from commands.options import comma_separated, place_options, store_option
 from commands.printing import progress_line, say, show
 from commands.stopping import DAMAGE, DONE, INCOMPLETE
 from commands.store import store
+from errors import UserError
 
 __all__ = ["catalog", "serve"]
 
@@ -132,11 +133,19 @@ def export(target_format, stores, out, option, **options):
     from pipelines.exporting import export_features
     from pipelines.request import parse_settings
 
-    chosen = stores[0] if len(stores) == 1 else {path.stem: path for path in stores}
+    chosen = stores[0] if len(stores) == 1 else by_feature(stores)
     settings = parse_settings(option)
     click.echo(
         export_features(target_format, chosen, out, options=settings, announce=say, progress=progress_line, **options)
     )
+
+
+def by_feature(stores) -> dict:
+    """{feature: store}, named as the stores are. Raises UserError for two of one name."""
+    named = {Path(str(path)).stem: path for path in stores}
+    if len(named) < len(stores):
+        raise UserError(f"two of these stores have one name, which is the feature's: {', '.join(map(str, stores))}")
+    return named
 
 
 @store.command("import")

@@ -116,7 +116,10 @@ class RulstmDump(OneExpert):
                 match = re.fullmatch(rb"(.+)_frame_(\d{10})\.jpg", key, re.DOTALL)
                 if match is None:
                     raise UserError(f"{self.root}, key {key[:80]!r}: expected <video>_frame_<10 digits>.jpg")
-                found.setdefault(match[1].decode("utf-8", "replace"), []).append(int(match[2]))
+                try:
+                    found.setdefault(match[1].decode(), []).append(int(match[2]))
+                except UnicodeDecodeError:
+                    raise UserError(f"{self.root}, key {key[:80]!r}: the video's name is not UTF-8") from None
         return found
 
     def videos(self, expert: str) -> list[str]:

@@ -47,7 +47,10 @@ def write_npy(folder: Path, videos: Videos, context: Context) -> None:
     """
     for video, sequences in videos:
         for feature, found in sequences.items():
-            np.save(folder / f"{quoted(video)}_{feature}.npy", found.features)
+            path = folder / f"{quoted(video)}_{quoted(feature)}.npy"
+            if path.exists():  # of v and a_b, and of v_a and b
+                raise UserError(f"{video}, {feature}: {path.name} is another video's already; export them one by one")
+            np.save(path, found.features)
             if not np.isnan(found.stop_s).any():
                 np.save(folder / f"{quoted(video)}_timestamps_ms.npy", 1000.0 * found.stop_s)
 

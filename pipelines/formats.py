@@ -126,11 +126,27 @@ def list_formats() -> list[Format]:
 
 
 def check_options(chosen: Format, function: Callable, options: Mapping[str, Any]) -> None:
-    """Raises UserError for an option that the format's function (or class) does not take."""
+    """Raises UserError for an option that the format's function (or class) does not take, or a value that is none."""
     taken = [name for name in inspect.signature(function).parameters if name in (chosen.options or {})]
     if unknown := [name for name in options if name not in taken]:
         known = "; ".join(f"{name} ({chosen.options[name]})" for name in taken) or "none"
         raise UserError(f"format {chosen.name} has no option {', '.join(unknown)} here; it has {known}")
+    for name, value in options.items():
+        if wanted := _wanted(name, inspect.signature(function).parameters[name].default, value):
+            what = f"option {name} of format {chosen.name} ({chosen.options[name]})"
+            raise UserError(f"{what} must be {wanted}, not {value!r}")
+
+
+def _wanted(name: str, default: Any, value: Any) -> str | None:
+    """What an option must be, as its default has it; None if the value is that."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, str):  # part of a file's name
+        good = isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]+", value)
+        return None if good else "letters, digits, '_' and '-'"
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < np.inf
+    good = good and (value > 0 or name == "window_s") or (value is None and default is None)
+    return None if good else "a number above 0"
 
 
 # -- what several formats share ----------------------------------------------------------------------------------------

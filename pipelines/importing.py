@@ -35,6 +35,7 @@ from stores import (
     plan_layout,
     recipe_difference,
 )
+from stores.limits import is_safe_part
 
 __all__ = ["MmtDump", "import_features", "read_mmt"]
 
@@ -79,6 +80,8 @@ def import_features(
     """
     if dtype not in ("float16", "float32"):
         raise UserError(f"dtype must be float16 or float32, got {dtype!r}")
+    if isinstance(dataset, str) and not is_safe_part(dataset):
+        raise UserError(f"dataset {dataset!r} names a folder of stores: it may hold no '/' and begin with no '.'")
     chosen = find_format(source_format, "read")
     check_options(chosen, chosen.read, options or {})
     dump = chosen.read(Path(root), **(options or {}))
@@ -170,7 +173,7 @@ class MmtDump:
     def read(self, video: str, expert: str) -> Entry:
         path = self.path(video)
         if not path.is_file():
-            return Entry(failure=("not_in_dump", f"no file {path.relative_to(self.folder)}"))
+            return Entry(failure=("not_in_dump", f"no file {'/'.join(video[:3])}/{video}.h5"))
         features, times = self.values(video, expert)
         if features is None:
             return Entry()
@@ -312,6 +315,8 @@ register_format(
 def _bare_dataset(name: str, dump: Dump, expert: str) -> Dataset:
     """The dump's own videos, each of them one clip."""
     videos = np.array(dump.videos(expert), object)
+    if not len(videos):
+        raise UserError(f"there is nothing of {expert} to import as {dump.name}: no file of this format was found")
     captions = [dump.captions(video) for video in videos]
     told = np.repeat(np.arange(len(videos)), [len(texts) for texts in captions]).astype(np.int32)
     blank = np.full(len(videos), "", object)

@@ -26,12 +26,14 @@ from pipelines.videos import Videos, changed_videos
 from stores import (
     FAILED,
     PENDING,
+    DamagedStore,
     Store,
     open_store,
     recipe_difference,
     repair_store,
     reset_rows,
     seal_repaired,
+    verify,
 )
 
 __all__ = ["RepairReport", "job_of_store", "repair"]
@@ -55,7 +57,8 @@ class RepairReport:
 
     def summary(self) -> str:
         """A few lines for a person."""
-        if not (self.rebuilt or self.lost or self.computed or self.left or self.changed_videos or self.pending):
+        did = self.rebuilt or self.lost or self.computed or self.sealed
+        if not (did or self.left or self.changed_videos or self.pending or self.failed):
             return f"{self.store}: nothing to repair"
         lines = [
             f"{self.store}: {len(self.rebuilt):,} files restored, {self.lost:,} rows had lost their values,"
@@ -94,8 +97,8 @@ def repair(
     is extended. failed: rows that failed are tried again.
     Raises `UserError` (dataset, weights or boxes that are not those of the store), `MachineError`.
     """
-    path, stop = Path(path), stop or threading.Event()
     restored = repair_store(path)
+    path, stop = Path(path), stop or threading.Event()
     report = RepairReport(str(path), list(restored.rebuilt), len(restored.pending))
     store = open_store(path)
     todo = _todo(store, set(restored.pending), failed)
@@ -117,7 +120,13 @@ def repair(
     report.pending = int((status == PENDING).sum())
     if not store.sealed and not report.pending and (changed or not report.changed_videos):
         announce(f"{path}: verifying and sealing")
-        report.sealed = (seal_repaired(path, restored.seal).seal or {}).get("k")
+        try:
+            report.sealed = (seal_repaired(path, restored.seal).seal or {}).get("k")
+        except DamagedStore:
+            errors = [finding for finding in verify(path) if finding.severity == "error"]
+            if not errors:
+                raise
+            report.left = [f"{finding.path} {finding.what}; {finding.remedy}" for finding in errors]
     elif not store.sealed:
         left = [finding for finding in restored.left if (store.path / finding.path).exists()]
         report.left = [f"{finding.path} {finding.what}" for finding in left]

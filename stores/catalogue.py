@@ -50,7 +50,7 @@ def catalogue(root: str | os.PathLike) -> list[dict]:
 def stores_under(root: str | os.PathLike) -> Iterator[Path]:
     """Folders NAME.zarr and files NAME.h5, by path; nothing within a store, nothing hidden.
 
-    Raises UserError if `root` is not there.
+    Raises UserError if `root` is not there, or another file.
     """
     root = Path(root)
     if not root.exists():
@@ -58,6 +58,8 @@ def stores_under(root: str | os.PathLike) -> Iterator[Path]:
     if root.suffix in SUFFIXES:
         yield root
         return
+    if not root.is_dir():
+        raise UserError(f"{root} is neither a folder nor a store")
     for parent, folders, files in os.walk(root, followlinks=True):
         stores = [name for name in (*folders, *files) if Path(name).suffix in SUFFIXES and not name.startswith(".")]
         yield from (Path(parent, name) for name in sorted(stores))

@@ -77,6 +77,13 @@ def is_url(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(REMOTE)
 
 
+def local_folder(path: str | os.PathLike) -> Path:
+    """The place of a store that is to be changed. Raises UserError for one at the other end of a network."""
+    if is_url(path):
+        raise UserError(f"{path} cannot be changed over the network: copy it to a folder, or work where it lies")
+    return Path(path)
+
+
 def require_writable(files: StoreFiles) -> None:
     """Raises UserError for a store that can only be read."""
     if files.read_only:

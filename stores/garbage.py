@@ -11,6 +11,7 @@ import numpy as np
 from errors import MachineError
 
 from .extensions import FOLDER, applied, finish_growth, read_extension
+from .files import local_folder, require_writable
 from .grow import SIDE
 from .lease import FOLDER as LEASES
 from .maintain import beside, files_of
@@ -42,9 +43,10 @@ def collect_garbage(path: str | os.PathLike, older_than_s: float = HOUR_S) -> Ga
     marked. An extension that does fit is applied. older_than_s: younger ones may be a live writer's, and stay.
     Raises UserError (may not write there), MachineError.
     """
-    path, before = Path(path), time.time() - older_than_s
+    path, before = local_folder(path), time.time() - older_than_s
     garbage = Garbage(str(path))
     store = open_store(path)
+    require_writable(store._files)
     for folder in [Path(parent, name) for parent, names, _ in os.walk(path) for name in names if is_temporary(name)]:
         _remove(folder, path, before, garbage)
     for name in files_of(path):

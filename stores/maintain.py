@@ -33,6 +33,8 @@ from .plan import Unit
 from .reader import Store, open_store
 from .zarr_store import STATUS, TABLES, decode_shard, held_rows, read_plain, safe_name
 
+REMEDY = "run `store repair`, or copy it again from another copy of this store"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -123,7 +125,7 @@ def _check_metadata(store: Store, name: str) -> list[Finding]:
         what = "does not match the sha256 in the manifest"
     except MachineError as error:
         what = error.message
-    return [Finding("error", name, what, "copy the file again from another copy of this store")]
+    return [Finding("error", name, what, REMEDY)]
 
 
 def _check_extensions(store: Store, quick: bool) -> list[Finding]:
@@ -138,7 +140,7 @@ def _check_table(store: Store, table: str) -> list[Finding]:
         try:
             lengths[column] = len(store._files.column(name))
         except DamagedStore as error:
-            found.append(Finding("error", name, error.message, "copy it again from another copy of this store"))
+            found.append(Finding("error", name, error.message, REMEDY))
     expected = store.manifest.array_rows if table == "rows" else store.manifest.tables.get(table)
     if set(lengths.values()) - {expected}:
         found.append(Finding("error", table, f"columns have lengths {lengths}", "copy the store again"))
@@ -167,8 +169,8 @@ def _check_sealed_status(store: Store, unit: Unit, status: np.ndarray) -> list[F
         same = np.array_equal(store.status(unit), status)
     except DamagedStore as error:
         sealed = f"sealed/{store.manifest.seal['k']}/status"
-        return [Finding("error", sealed, error.message, "copy it again from another copy of this store")]
-    return [] if same else [Finding("error", name, "differs from the sealed status", "copy the file again")]
+        return [Finding("error", sealed, error.message, REMEDY)]
+    return [] if same else [Finding("error", name, "differs from the sealed status", REMEDY)]
 
 
 def _check_failures(store: Store, unit: Unit, status: np.ndarray) -> list[Finding]:
@@ -415,7 +417,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _check_seal(store: Store) -> list[Finding]:
-    name, remedy = f"sealed/{store.manifest.seal['k']}", "copy the folder again from another copy of this store"
+    name, remedy = f"sealed/{store.manifest.seal['k']}", REMEDY
     digests = listed_digests(store)
     if digests_hash(digests) != store.manifest.seal["digests"]:
         return [Finding("error", f"{name}/digests", "does not match the manifest", remedy)]
@@ -433,7 +435,7 @@ def _check_seal(store: Store) -> list[Finding]:
 
 
 def _check_digest(store: Store, name: str, digest: str) -> list[Finding]:
-    remedy = "copy the file again from another copy of this store"
+    remedy = REMEDY
     if not is_safe_name(name):
         return [Finding("error", "sealed", f"names a file {name!r}", "the seal was not made by clipbank")]
     try:

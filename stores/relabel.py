@@ -7,7 +7,6 @@ because their features are of the old windows.
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from errors import UserError
 
 from .columns import no_values
 from .extensions import finish_growth
+from .files import local_folder
 from .grow import extend, replace_columns
 from .manifest import PENDING
 from .reader import Store, open_store
@@ -46,7 +46,7 @@ def relabel(
     A store that was sealed is sealed again, as the next k, if every row is done; killed anywhere, run again.
     Raises UserError: a clip moved (listed), no clip in common, a column that is no label; MachineError, DamagedStore.
     """
-    path = Path(path)
+    path = local_folder(path)
     finish_growth(path)  # of a relabelling that was killed: its columns are half old, half new
     store = open_store(path)
     was_sealed = store.sealed or any(path.glob("sealed/*"))

@@ -26,6 +26,7 @@ from .extensions import (
     root_of,
     table_column,
 )
+from .files import local_folder
 from .maintain import Finding, sealed_digests, verify
 from .manifest import (
     ABSENT,
@@ -86,7 +87,7 @@ def repair_store(path: str | os.PathLike) -> Repaired:
     A store that is whole stays as it is; another one is unsealed first. `left` lists what nobody can make again.
     Run again after a kill. Raises UserError (not a store, may not write there), MachineError.
     """
-    path, done = Path(path), Repaired()
+    path, done = local_folder(path), Repaired()
     if _root_is_damaged(path):
         write_manifest(path, root_of(path))
         done.rebuilt.append("zarr.json")

@@ -30,7 +30,7 @@ class RowCache:
             if key not in wanted or wanted[key][1] < shape:
                 wanted[key] = store, shape, np.dtype(spec.dtype)
         sizes = {key: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for key, (_, shape, dtype) in wanted.items()}
-        self._kept: dict[tuple[str, str], np.ndarray] = {}
+        self._kept: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}  # values, (N,) bool: rows that were ok
         for key in sorted(sizes, key=sizes.get):
             most -= sizes[key]
             if most < 0:
@@ -43,19 +43,20 @@ class RowCache:
     @property
     def nbytes(self) -> int:
         """Bytes that are kept."""
-        return sum(values.nbytes for values in self._kept.values())
+        return sum(values.nbytes for values, _ in self._kept.values())
 
     def read(self, store: Store, name: str, rows: np.ndarray) -> np.ndarray:
-        """(len(rows), ...) of rows that are ok."""
-        kept = self._kept.get((str(store.path), name))
-        return store.read(name, rows) if kept is None else kept[rows]
+        """(len(rows), ...) of rows that are ok; those that were not when the cache was filled are read anew."""
+        values, held = self._kept.get((str(store.path), name), (None, None))
+        return store.read(name, rows) if values is None or not held[rows].all() else values[rows]
 
 
-def _read_all(store: Store, name: str, shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """An array whole, zeros in rows that are not ok."""
-    values, rows = np.zeros(shape, dtype), store.ok
+def _read_all(store: Store, name: str, shape: list[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """(an array whole, zeros in rows that are not ok; (N,) bool: rows that are)."""
+    values, held, rows = np.zeros(shape, dtype), np.zeros(shape[0], bool), store.ok
+    held[rows] = True
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[start : start + _ROWS_AT_ONCE]
         read = store.read(name, part)
         values[part] = read[:, : shape[1]] if len(shape) > 1 else read
-    return values
+    return values, held

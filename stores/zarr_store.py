@@ -120,10 +120,8 @@ class ZarrFiles:
         return str(self.path / self.shard_name(name, row // self.manifest.layout.unit_rows))
 
     def recompute(self, unit: int) -> str:
-        """What makes a unit be computed again: without its status chunk it is pending."""
-        unseal = f"`open_store({str(self.path)!r}).unseal()`, " if self.manifest.seal else ""
-        status = self.path / self.status_name(unit)
-        return f"{unseal}delete {status} and run extract again, which computes unit {unit} anew"
+        """What makes the lost rows of a unit be computed again."""
+        return f"run `store repair {self.path}`, which computes anew what unit {unit} lost"
 
     def failures_name(self, unit: int) -> str:
         return f"failures/{unit}.json"
@@ -181,8 +179,28 @@ class ZarrFiles:
         """A whole column (`clips/verb`), strings as objects. Raises DamagedStore for a chunk lost or wrong."""
         table = name.partition("/")[0]
         length = self.manifest.array_rows if table == "rows" else self.manifest.tables.get(table)
-        # Its files may have grown since the manifest was read.
-        return read_plain(self.path / name, self.metadata(name))[:length]
+        try:  # its files may have grown since the manifest was read
+            values = read_plain(self.path / name, self.metadata(name))[:length]
+        except DamagedStore:
+            if not self._was_replaced(name):
+                raise
+            values = None
+        if values is None or self._was_replaced(name):  # looked at after reading: what was read may be half of each
+            from .extensions import table_column
+
+            return table_column(self, name)[:length]
+        return values
+
+    def _was_replaced(self, name: str) -> bool:
+        """Whether a growth that this manifest does not count gives the column other values: relabelled, or just now."""
+        from .extensions import applied, read_extension
+
+        k = applied(self.manifest)
+        while (extension := read_extension(self.path, k)) is not None:
+            if name in extension.replaced:
+                return True
+            k += 1
+        return False
 
     def status(self) -> np.ndarray:
         """(array rows,) uint8; a chunk that is not there means pending."""
@@ -536,7 +554,9 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} is not a store: it has no zarr.json. If it was being copied, the copy is not finished"
         ) from None
     except NotADirectoryError:
-        raise NotAStore(f"{path} is a file; a store is a folder NAME.zarr") from None
+        raise NotAStore(
+            f"{path} is a file; what changes a store needs a folder NAME.zarr (`store unpack` makes one of NAME.h5)"
+        ) from None
     except OSError as error:
         raise MachineError(f"cannot read {path / 'zarr.json'}: {error.strerror}") from error
     return parse_root(data, str(path))
