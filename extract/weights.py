@@ -174,8 +174,7 @@ def find_entry(network: str, weights: str) -> Weights | None:
 
 def find_local(entry: Weights) -> tuple[str, Path] | None:
     """(origin, path) of an entry's file on this machine, in the order of the module's docstring; None if absent."""
-    folders = [Path(p) for p in os.environ.get("CLIPBANK_WEIGHTS", "").split(os.pathsep) if p]
-    for folder in [*folders, _hub_folder()]:
+    for folder in [*weights_folders(), _hub_folder()]:
         if (folder / entry.filename).is_file():
             return f"file:{entry.filename}", folder / entry.filename
     if entry.package:
@@ -184,6 +183,11 @@ def find_local(entry: Weights) -> tuple[str, Path] | None:
             if (Path(root) / entry.package_path).is_file():
                 return f"package:{entry.package}", Path(root) / entry.package_path
     return None
+
+
+def weights_folders() -> list[Path]:
+    """The folders of CLIPBANK_WEIGHTS, in order."""
+    return [Path(p).expanduser() for p in os.environ.get("CLIPBANK_WEIGHTS", "").split(os.pathsep) if p]
 
 
 def _hub_folder() -> Path:
@@ -368,27 +372,32 @@ def _tensor_of(value: Any) -> Any:
 
 
 def _check_state(state: Mapping[str, Any], own: Mapping[str, Any], network: str) -> None:
+    counters = {key for key in own if key.endswith("num_batches_tracked")}  # unknown to files of torch < 0.4.1
+    missing = set(own) - set(state) - counters
+    unexpected = {key for key in set(state) - set(own) if not key.endswith("num_batches_tracked")}
+    both = set(own) & set(state) - counters
+    shapes = {key: (state[key].shape, own[key].shape) for key in both if own[key].shape != state[key].shape}
+    if missing or unexpected or shapes:
+        raise UserError(f"not a checkpoint of {network}; {key_report(missing, unexpected, shapes)}")
+
+
+def key_report(missing: Iterable[str], unexpected: Iterable[str], shapes: Mapping[str, tuple]) -> str:
+    """What is wrong with a checkpoint's keys in one line; shapes: {key: (its shape, the expected one)}."""
+
     def some(keys: Iterable[str]) -> str:
         keys = sorted(keys)
         return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
-    counters = {key for key in own if key.endswith("num_batches_tracked")}  # unknown to files of torch < 0.4.1
-    missing = set(own) - set(state) - counters
-    unexpected = {key for key in set(state) - set(own) if not key.endswith("num_batches_tracked")}
-    shapes = {k for k in set(own) & set(state) if own[k].shape != state[k].shape and k not in counters}
-    if missing or unexpected or shapes:
-        lines = [f"not a checkpoint of {network}"]
-        if missing:
-            lines.append(f"{len(missing)} keys missing: {some(missing)}")
-        if unexpected:
-            lines.append(f"{len(unexpected)} keys unexpected: {some(unexpected)}")
-        if shapes:
-            first = min(shapes)
-            lines.append(
-                f"{len(shapes)} keys of another shape: {some(shapes)} "
-                f"({first} is {tuple(state[first].shape)}, expected {tuple(own[first].shape)})"
-            )
-        raise UserError("; ".join(lines))
+    parts = [
+        f"{len(keys)} keys {what}: {some(keys)}"
+        for what, keys in (("missing", set(missing)), ("unexpected", set(unexpected)))
+        if keys
+    ]
+    if shapes:
+        first = min(shapes)
+        found, expected = (tuple(shape) for shape in shapes[first])
+        parts.append(f"{len(shapes)} keys of another shape: {some(shapes)} ({first} is {found}, expected {expected})")
+    return "; ".join(parts)
 
 
 def _lineage(found: Resolved, metadata: Mapping[str, str]) -> list[dict[str, Any]]:

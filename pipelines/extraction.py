@@ -24,7 +24,7 @@ from pipelines.planning import Job, plan_extraction
 from pipelines.provenance import run_facts, run_name
 from pipelines.request import Extraction, some_of
 from pipelines.reuse import finished_elsewhere, reuse_rows
-from pipelines.row_choice import grown, keeps_captions, mine_of, on_disk, rows_asked
+from pipelines.row_choice import differences, grown, mine_of, on_disk, rows_asked
 from pipelines.videos import Videos, changed_videos
 from stores import (
     ABSENT,
@@ -38,7 +38,6 @@ from stores import (
     create_store,
     finish_growth,
     open_store,
-    recipe_difference,
 )
 
 __all__ = ["Report", "extract"]
@@ -230,10 +229,7 @@ def open_checked(job: Job, network) -> Store:
     """The store on disk, its growth finished if that was killed; refused if another recipe made it."""
     finish_growth(job.path)
     store = open_store(job.path)
-    differing = recipe_difference(store.manifest.recipe, job.recipe(network))
-    if job.spec.reads == "text" and keeps_captions(job, store):
-        differing = [line for line in differing if not line.startswith("captions:")]
-    if differing:
+    if differing := differences(store, job, network):
         raise UserError(
             f"{job.path} holds other features than these; it differs in\n  "
             + "\n  ".join(differing)

@@ -126,6 +126,26 @@ register_format(
 )
 
 
+class FileAVideo(OneExpert):
+    """A folder of `<video><suffix>`, each the features (n, C) of one video."""
+
+    suffix = ""
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        return {unquoted(path.stem): path for path in sorted(self.root.glob(f"*{self.suffix}"))}
+
+    def videos(self, expert: str) -> list[str]:
+        return sorted(self.files)
+
+    def read(self, video: str, expert: str) -> Entry:
+        if video not in self.files:
+            return not_there(video, self.root)
+        path = self.files[video]
+        features = checked(self.load(path), str(path))
+        return Entry() if features is None else Entry(features, self.times(len(features)))
+
+
 # -- ActionFormer ------------------------------------------------------------------------------------------------------
 
 
@@ -167,10 +187,10 @@ def write_actionformer(folder: Path, videos: Videos, context: Context, fps: floa
     (folder / "actionformer.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-class ActionFormerDump(OneExpert):
+class ActionFormerDump(FileAVideo):
     """A folder of `<video>.npy`; times by `actionformer.json`, or by the step that is given."""
 
-    name = "actionformer"
+    name, suffix = "actionformer", ".npy"
 
     def __init__(self, root: Path, step_s: float | None = None, window_s: float | None = None):
         need_folder(root, "<video>.npy")
@@ -188,25 +208,15 @@ class ActionFormerDump(OneExpert):
         self.window_s = window_s
         super().__init__(root, given | {"times": "even steps"} if self.step_s else given)
 
-    @cached_property
-    def files(self) -> dict[str, Path]:
-        return {unquoted(path.stem): path for path in sorted(self.root.glob("*.npy"))}
+    def load(self, path: Path) -> np.ndarray:
+        return load_npy(path, str(path))
 
-    def videos(self, expert: str) -> list[str]:
-        return sorted(self.files)
-
-    def read(self, video: str, expert: str) -> Entry:
-        if video not in self.files:
-            return not_there(video, self.root)
-        path = self.files[video]
-        features = checked(load_npy(path, str(path)), str(path))
-        if features is None:
-            return Entry()
-        times = step_times(len(features), self.step_s, self.window_s if self.first_s is None else 0.0)
+    def times(self, n: int) -> np.ndarray | None:
+        times = step_times(n, self.step_s, self.window_s if self.first_s is None else 0.0)
         if times is not None and self.first_s is not None:
             half = (self.window_s or 0.0) / 2
             times = times + self.first_s + np.array([-half, half])
-        return Entry(features, times)
+        return times
 
 
 register_format(
@@ -234,10 +244,10 @@ def write_ego4d(folder: Path, videos: Videos, context: Context) -> None:
         save_tensors(torch.from_numpy(sequences[feature].features), folder / f"{quoted(video)}.pt")
 
 
-class Ego4dDump(OneExpert):
+class Ego4dDump(FileAVideo):
     """A folder of `<video>.pt`, loaded with `weights_only`: tensors, and nothing that runs."""
 
-    name = "ego4d"
+    name, suffix = "ego4d", ".pt"
 
     def __init__(self, root: Path, step_s: float | None = None, window_s: float | None = None):
         need_folder(root, "<video>.pt")
@@ -245,19 +255,11 @@ class Ego4dDump(OneExpert):
         how = {} if step_s is None else {"times": "as given"}
         super().__init__(root, {"step_s": step_s, "window_s": window_s, **how})
 
-    @cached_property
-    def files(self) -> dict[str, Path]:
-        return {unquoted(path.stem): path for path in sorted(self.root.glob("*.pt"))}
+    def load(self, path: Path) -> np.ndarray:
+        return as_array(load_tensors(path), str(path))
 
-    def videos(self, expert: str) -> list[str]:
-        return sorted(self.files)
-
-    def read(self, video: str, expert: str) -> Entry:
-        if video not in self.files:
-            return not_there(video, self.root)
-        path = self.files[video]
-        features = checked(as_array(load_tensors(path), str(path)), str(path))
-        return Entry() if features is None else Entry(features, step_times(len(features), self.step_s, self.window_s))
+    def times(self, n: int) -> np.ndarray | None:
+        return step_times(n, self.step_s, self.window_s)
 
 
 def save_tensors(value: Any, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from stores import Store, open_store
+from stores import Store, in_numbering, match_rows, numbers_in, open_store
 
 __all__ = ["FlowSource", "flow_source"]
 
@@ -30,12 +30,9 @@ class FlowSource:
 
     def rows_like(self, other: Store, rows: np.ndarray) -> np.ndarray:
         """int64 (n,): the rows of the flow store with the video, clip, draw and k of another store's; -1: none."""
-        known = self._known
-        return np.array([known.get(key, -1) for key in _keys(other, rows)], np.int64)
-
-    @cached_property
-    def _known(self) -> dict[tuple, int]:
-        return {key: row for row, key in enumerate(_keys(self.store, np.arange(len(self.store))))}
+        clip_of, video_of = numbers_in(self.store, other.clips["id"], other.videos["name"])
+        wanted = {name: other.rows[name][rows] for name in ("video", "clip", "draw", "k")}
+        return match_rows(self.store.rows, in_numbering(wanted, clip_of, video_of))
 
 
 def flow_source(given: str) -> FlowSource:
@@ -68,12 +65,3 @@ def _device_for(method: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _keys(store: Store, rows: np.ndarray) -> list[tuple]:
-    clips = store.clips["id"]
-    columns = {name: store.rows[name][rows].tolist() for name in ("video", "clip", "draw", "k")}
-    return [
-        (str(store.videos["name"][video]), str(clips[clip]) if clip >= 0 else "", draw, k)
-        for video, clip, draw, k in zip(*columns.values(), strict=True)
-    ]

@@ -18,7 +18,6 @@ import numpy as np
 from errors import UserError
 from extract.audio import AUDIO_RULE
 from extract.datasets import Dataset, load_dataset, missing_videos, select_split
-from extract.datasets.base import annotation_hash
 from extract.decode import DECODE_RULE, VideoError, quick_probe
 from extract.experts import find_expert
 from extract.networks import NetworkSpec, list_networks, network_spec, weights_options
@@ -59,7 +58,7 @@ class Job:
     """One store, decided whole before its first frame is read."""
 
     request: Extraction
-    name: str  # of the store
+    path: Path  # of the store
     network: str
     options: dict  # of the network
     weights: str | None
@@ -75,8 +74,9 @@ class Job:
     videos_without_rows: dict[str, str]  # grid axes: video -> why its length is not known, so it has no rows
 
     @property
-    def path(self) -> Path:
-        return self.request.feature_roots[0] / self.dataset.name / f"{self.name}.zarr"
+    def name(self) -> str:
+        """The store's."""
+        return self.path.stem
 
     @cached_property
     def probe_cache(self) -> ProbeCache:
@@ -186,7 +186,7 @@ class Job:
     def _reading(self) -> dict:
         """The part of the recipe that says how a row's input is read."""
         if self.spec.reads == "text":
-            return {"captions": annotation_hash([], self.dataset.texts)}
+            return {}  # a caption is to its row what a window is to others: rows are matched by it
         if self.spec.reads == "waveform":
             return {"audio": {"rule": AUDIO_RULE}}
         decoder = {"decoder": {"family": self.request.decoder, "rule": DECODE_RULE}}
@@ -327,9 +327,10 @@ def _job(
     given = None
     if boxes is not None:
         given = dataset_boxes(dataset) if boxes == "dataset" else read_boxes(Path(boxes), dataset, chosen.sampling.fps)
+    name = (request.name if first else None) or _store_name(expert.name if expert else spec.name, given)
     return Job(
         request=request,
-        name=(request.name if first else None) or _store_name(expert.name if expert else spec.name, given),
+        path=request.feature_roots[0] / dataset.name / f"{name}.zarr",
         network=network,
         options=options,
         weights=weights,

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from extract.datasets import Dataset, load_dataset, missing_videos
+from extract.datasets import Dataset, missing_videos
 from extract.decode import VideoError
 from extract.networks import create_network, network_spec
 from extract.sampling import GRID_AXES, ClipSampling, sampling_from
 from pipelines.boxes import dataset_boxes, read_boxes
 from pipelines.extraction import Report, choose_device, compute_rows
 from pipelines.flow_source import flow_source
+from pipelines.inspection import dataset_of
 from pipelines.planning import Job, find_durations
-from pipelines.probes import ProbeCache
 from pipelines.request import Extraction
-from pipelines.row_choice import grown, keeps_captions, on_disk
+from pipelines.row_choice import differences, grown, on_disk
 from pipelines.videos import Videos, changed_videos
 from stores import (
     FAILED,
@@ -29,7 +29,6 @@ from stores import (
     DamagedStore,
     Store,
     open_store,
-    recipe_difference,
     repair_store,
     reset_rows,
     seal_repaired,
@@ -103,7 +102,7 @@ def repair(
     store = open_store(path)
     todo = _todo(store, set(restored.pending), failed)
     if todo.any() or changed or restored.probes:
-        source = _dataset_of(store, dataset, data, videos)
+        source = dataset_of(store, dataset, data, videos)
         job = job_of_store(store, source, weights=weights, boxes=boxes, retry_failed=failed)
         network = _network_of(job, store, device)
         report.missing_videos = job.missing
@@ -171,9 +170,9 @@ def job_of_store(
             raise UserError(f"{store.path} has features of given boxes: say which, --boxes FILE")
         own = boxes in (None, "dataset")
         given = dataset_boxes(dataset) if own else read_boxes(Path(boxes), dataset, sampling.fps)
-    job = Job(
+    return Job(
         request=request,
-        name=store.path.stem,
+        path=store.path,
         network=made["name"],
         options=made["options"],
         weights=weights,
@@ -188,27 +187,12 @@ def job_of_store(
         missing=missing_videos(dataset) if spec.reads != "text" else [],
         videos_without_rows={},
     )
-    vars(job)["probe_cache"] = ProbeCache(store.path.parent / ".probes")  # wherever the store lies now
-    return job
-
-
-def _dataset_of(store: Store, dataset: str | None, data, videos) -> Dataset:
-    facts, recipe = store.manifest.dataset, store.manifest.recipe
-    if dataset is None and not facts.get("family"):
-        raise UserError(
-            f"{store.path} is of a CSV of your own: say where it is, --dataset {facts['name']}.csv --videos DIR"
-        )
-    media = "flow" if store.manifest.spec.get("reads") == "flow" and "flow" not in recipe else "rgb"
-    return load_dataset(dataset or facts["name"], data_root=data, videos=videos, media=media)
 
 
 def _network_of(job: Job, store: Store, device: str):
     """The store's network; refused if it would not compute the same."""
     network = create_network(job.network, weights=job.weights, **job.options)
-    differing = recipe_difference(store.manifest.recipe, job.recipe(network))
-    if job.spec.reads == "text" and keeps_captions(job, store):
-        differing = [line for line in differing if not line.startswith("captions:")]
-    if differing:
+    if differing := differences(store, job, network):
         raise UserError(
             f"{store.path} cannot be repaired with what is here: it differs in\n  "
             + "\n  ".join(differing)

@@ -18,6 +18,7 @@ from extract.decode import VideoError, stat_video
 from extract.networks import create_network
 from pipelines.planning import Job
 from pipelines.provenance import run_facts, run_name
+from pipelines.reading import captions_of
 from pipelines.row_choice import on_disk, rows_asked
 from pipelines.videos import Videos, changed_videos
 from stores import ABSENT, FAILED, OK, PENDING, NotAStore, Store, StoreSealed, open_store, recipe_hash
@@ -229,13 +230,14 @@ def _same_captions(
     job: Job, rows: Rows, clips: np.ndarray, todo: np.ndarray, source: Store
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `_same_windows` of the text axis, where a row is its caption and no video is looked at."""
-    told: dict[int, list[str]] = {}
-    for clip, caption in zip(source.texts["clip"].tolist(), source.texts["caption"], strict=True):
-        told.setdefault(clip, []).append(str(caption))
-    known = {told[int(source.rows["clip"][row])][int(source.rows["k"][row])]: int(row) for row in source.ok}
-    wanted = np.flatnonzero(todo)
-    captions = [job.captions[str(clips[rows["clip"][row]])][int(rows["k"][row])] for row in wanted]
-    theirs = np.array([known.get(caption, -1) for caption in captions], np.int64)
+
+    def captions(told: Mapping[str, list[str]], rows: Rows, ids: np.ndarray, which: np.ndarray) -> list[str]:
+        places = zip(rows["clip"][which].tolist(), rows["k"][which].tolist(), strict=True)
+        return [told[str(ids[clip])][k] for clip, k in places]
+
+    ok, wanted = source.ok, np.flatnonzero(todo)
+    known = dict(zip(captions(captions_of(source), source.rows, source.clips["id"], ok), ok.tolist(), strict=True))
+    theirs = np.array([known.get(text, -1) for text in captions(job.captions, rows, clips, wanted)], np.int64)
     return wanted[theirs >= 0], theirs[theirs >= 0]
 
 

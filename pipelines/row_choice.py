@@ -8,10 +8,11 @@ import numpy as np
 
 from errors import UserError
 from pipelines.planning import Job
+from pipelines.reading import captions_of
 from pipelines.request import Extraction
-from stores import Store, Unit, extend, in_numbering, match_rows, numbers_in, shard_units
+from stores import Store, Unit, extend, in_numbering, match_rows, numbers_in, recipe_difference, shard_units
 
-__all__ = ["grown", "keeps_captions", "mine_of", "on_disk", "rows_asked", "rows_lacking"]
+__all__ = ["differences", "grown", "mine_of", "on_disk", "rows_asked", "rows_lacking"]
 
 
 def rows_asked(store: Store, job: Job) -> tuple[np.ndarray, list[str]]:
@@ -81,11 +82,17 @@ def _found(store: Store, job: Job) -> np.ndarray:
     return found
 
 
-def keeps_captions(job: Job, store: Store) -> bool:
+def differences(store: Store, job: Job, network) -> list[str]:
+    """Why a store does not hold what the job would compute, one line a field of the recipe; empty: it does."""
+    differing = recipe_difference(store.manifest.recipe, job.recipe(network))
+    if job.spec.reads == "text" and not _keeps_captions(job, store):
+        differing.append("captions: some of those that the store holds are others now")
+    return differing
+
+
+def _keeps_captions(job: Job, store: Store) -> bool:
     """Whether every caption of a store of the text axis is still the same, whatever others came since."""
-    known: dict[str, list[str]] = {}
-    for clip, caption in zip(store.texts["clip"], store.texts["caption"], strict=True):
-        known.setdefault(str(store.clips["id"][clip]), []).append(str(caption))
+    known = captions_of(store)
     return all(job.captions.get(clip, [])[: len(captions)] == captions for clip, captions in known.items())
 
 

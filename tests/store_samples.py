@@ -1,6 +1,7 @@
 """Small stores with known values, for the tests of the store; also a script: a worker that can be killed."""
 
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,11 @@ VIDEOS = {
     "name": np.array(["P01_01", "a/b ü", ".."], object),
     "path": np.array(["P01_01.mp4", "", "x.mp4"], object),
 }
+
+
+def sent_to_a_worker(thing):
+    """What a spawned DataLoader worker gets of an object: multiprocessing itself sends it so."""
+    return ForkingPickler.loads(ForkingPickler.dumps(thing))
 
 
 def sample_rows(n: int) -> dict[str, np.ndarray]:

@@ -1,12 +1,12 @@
 """ClipDataset: joins, windows, masks, batched reads, what it refuses, and travelling to other processes."""
 
-import pickle
 import subprocess
 import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+from store_samples import sent_to_a_worker
 from synthetic_stores import FRAME, PER_VIDEO, K, all_stores, clip_store, clips_table, object_store
 
 from errors import UserError
@@ -240,7 +240,7 @@ def test_fewer_boxes_than_the_store_has(stores):
 def test_pickle_and_reopen(stores):
     data = make(stores)
     data.batch([1])
-    again = pickle.loads(pickle.dumps(data))
+    again = sent_to_a_worker(data)
     assert np.array_equal(again.batch([1, 2])["objects_noun"]["roi"], data.batch([1, 2])["objects_noun"]["roi"])
     assert again.stores["verb"] is again.stores["noun"]
 
@@ -274,6 +274,6 @@ def test_kept_arrays_change_no_value(tmp_path, keep):
     trio = {"verb": store, "noun": store, "objects": object_store(tmp_path, failed=[6])}
     plain = make(trio, allow_incomplete=True).batch(range(60))
     kept = make(trio, allow_incomplete=True, keep_bytes=keep)
-    batch = pickle.loads(pickle.dumps(kept)).batch(range(60)) if keep == 20_000 else kept.batch(range(60))
+    batch = sent_to_a_worker(kept).batch(range(60)) if keep == 20_000 else kept.batch(range(60))
     for role in ("verb", "noun", "objects_noun", "objects_verb"):
         assert all(np.array_equal(plain[role][name], batch[role][name]) for name in plain[role])

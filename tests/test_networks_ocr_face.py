@@ -11,7 +11,7 @@ from drawn import faces_frame, words_frame
 from PIL import Image
 
 from errors import UserError
-from extract.networks import create_network, hub, network_spec
+from extract.networks import create_network, network_spec, packages
 from extract.networks.ocr_model import _SETTINGS, _packed, keep_best, line_words
 from extract.networks.text_rows import unpack_items
 from extract.weights import RandomWeightsWarning
@@ -169,7 +169,7 @@ def test_ocr_spec_and_mistakes(monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             network_spec("ocr", **options)
-    monkeypatch.setattr(hub, "find_spec", lambda package: None)
+    monkeypatch.setattr(packages, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=r"ocr needs the package rapidocr: pip install 'clipbank\[ocr\]'"):
         create_network("ocr", "random:0")
     with pytest.raises(UserError, match=r"face needs the package dlib: pip install 'clipbank\[face\]'"):

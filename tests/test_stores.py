@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +43,7 @@ from tests.store_samples import (
     same_tree,
     sample_clips,
     sample_rows,
+    sent_to_a_worker,
     values,
 )
 
@@ -548,7 +548,7 @@ def test_a_fork_after_a_read_is_told_what_to_do_and_before_it_works(store):
 def test_a_store_can_be_sent_to_another_process(store):
     fill(store)
     store.read("vector", [0])
-    again = pickle.loads(pickle.dumps(store))
+    again = sent_to_a_worker(store)
     np.testing.assert_array_equal(again.read("vector", [3]), store.read("vector", [3]))
 
 

@@ -9,7 +9,7 @@ from errors import UserError
 
 from .spec import NetworkSpec, clip_input_size, resize_dict
 
-__all__ = ["clip_spec", "halved", "head_size"]
+__all__ = ["clip_spec", "flow_gain", "halved", "head_size"]
 
 MapShape = Callable[[str, int, int, int], tuple[int, int, int]]
 
@@ -22,6 +22,17 @@ def halved(size: int, stride: int) -> int:
 def head_size(state: Mapping[str, Any], key: str) -> dict[str, int]:
     """{"classes": n} of a checkpoint whose classifier has the bias `key`; {} where it has none."""
     return {"classes": int(state[key].shape[0])} if key in state else {}
+
+
+def flow_gain(name: str, flow_bound: float, flow_scale: float) -> float:
+    """Pixels between two frames at 25 fps of a stored flow value of 1 (of -1..1), over I3D's clipping of 20.
+
+    Raises:
+        UserError: one of them is not positive.
+    """
+    if not (flow_bound > 0 and flow_scale > 0):
+        raise UserError(f"{name}: flow_bound and flow_scale must be positive, got {flow_bound} and {flow_scale}")
+    return flow_bound * flow_scale / 20.0
 
 
 def clip_spec(

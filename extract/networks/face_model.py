@@ -12,7 +12,7 @@ from errors import UserError
 from .. import weights as weights_module
 from .base import Network
 from .face import DETECTOR, LANDMARKS, RECOGNITION
-from .hub import need_package
+from .packages import need_package
 from .roi import pack_boxes, source_size
 from .spec import NetworkSpec
 
@@ -27,7 +27,7 @@ class Face(Network):
     """Frames -> the best faces, their boxes, scores and vectors. It runs on the CPU (dlib's wheels know no CUDA)."""
 
     def __init__(self, spec: NetworkSpec) -> None:
-        need_package("dlib", "face", spec.name)
+        need_package("dlib", spec.name)
         super().__init__(spec)
         self.find: Any = None  # image, upsample -> [(score, dlib.rectangle)]
         self.landmarks: Any = None

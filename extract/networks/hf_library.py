@@ -18,8 +18,8 @@ from typing import Any
 from errors import UserError
 
 from ..weights import file_hash
-from .hub import need_package
 from .model_folder import CARD, model_folder, short_name
+from .packages import need_package
 from .registry import register_library
 from .spec import NetworkSpec, clip_input_size, resize_dict
 
@@ -89,7 +89,7 @@ def hf_network(
             or of a model that reads no images; sizes that do not fit.
     """
     name = f"hf:{short_name(model)}"
-    need_package("transformers", "hf", name)
+    need_package("transformers", name)
     folder = model_folder(model, weights=False)
     config = _config(folder, name)
     clip = CLIPS.get(config.model_type)

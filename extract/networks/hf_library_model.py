@@ -254,20 +254,10 @@ class HfNetwork(Network):
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{path}: not a checkpoint of {self.spec.name} ({self.kind.__name__}): {error}") from error
         missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
-        shapes = sorted(info["mismatched_keys"])
+        shapes = {key: (theirs, ours) for key, theirs, ours in info["mismatched_keys"]}
         if missing or shapes:
-            lines = [f"{path}: not a checkpoint of {self.spec.name} ({self.kind.__name__})"]
-            if missing:
-                lines.append(f"{len(missing)} keys missing: {_some(missing)}")
-                if info["unexpected_keys"]:
-                    lines.append(f"{len(info['unexpected_keys'])} keys unexpected: {_some(info['unexpected_keys'])}")
-            if shapes:
-                first, theirs, ours = shapes[0]
-                lines.append(
-                    f"{len(shapes)} keys of another shape: {_some(k for k, *_ in shapes)} "
-                    f"({first} is {tuple(theirs)}, expected {tuple(ours)})"
-                )
-            raise UserError("; ".join(lines))
+            report = weights_module.key_report(missing, info["unexpected_keys"] if missing else (), shapes)
+            raise UserError(f"{path}: not a checkpoint of {self.spec.name} ({self.kind.__name__}); {report}")
         if info["missing_keys"]:
             model.pooler = None  # a pooler nobody trained: the class token stands for the image
         self._adopt(model)
@@ -314,11 +304,6 @@ def hash_of(paths: list[Path]) -> str:
         return weights_module.file_hash(paths[0])
     text = "\n".join(f"{path.name} {weights_module.file_hash(path)}" for path in paths)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def _some(keys) -> str:
-    keys = sorted(keys)
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _one(value: Any) -> int:

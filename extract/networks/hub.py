@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from errors import MachineError, UserError
 
-__all__ = ["hub_file", "need_package"]
-
-
-def need_package(package: str, extra: str, network: str) -> None:
-    """Refuse a network whose package is not installed.
-
-    Raises:
-        UserError: naming the command that installs it.
-    """
-    if find_spec(package) is None:
-        raise UserError(f"{network} needs the package {package}: pip install 'clipbank[{extra}]'")
+__all__ = ["hub_file"]
 
 
 def hub_file(repo: str, filename: str, advice: str) -> Path | None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errors import UserError
-
 from ..weights import IMAGENET, KINETICS400, Weights, add_weights
-from .clip_spec import clip_spec, halved, head_size
+from .clip_spec import clip_spec, flow_gain, halved, head_size
 from .registry import register_network
 from .spec import NetworkSpec
 
@@ -115,9 +113,7 @@ def i3d_flow(
 
     Other arguments as for `i3d_rgb`.
     """
-    if not (flow_bound > 0 and flow_scale > 0):
-        raise UserError(f"i3d_flow: flow_bound and flow_scale must be positive, got {flow_bound} and {flow_scale}")
-    gain = flow_bound * flow_scale / 20.0
+    gain = flow_gain("i3d_flow", flow_bound, flow_scale)
     return _spec("i3d_flow", "flow", layer, clip_len, stride, fps, resize, classes, unit_rows, batch_size,
                  mean=(0.5,) * 2, std=(0.5 / gain,) * 2, value_clip=1.0,
                  options={"classes": classes, "flow_bound": flow_bound, "flow_scale": flow_scale})  # fmt: skip

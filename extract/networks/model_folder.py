@@ -8,12 +8,11 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
-import os
 from pathlib import Path
 
 from errors import UserError
 
-from ..weights import file_hash
+from ..weights import file_hash, weights_folders
 
 __all__ = ["find_model", "folder_hash", "model_folder", "short_name"]
 
@@ -79,7 +78,7 @@ def _has_weights(folder: Path) -> bool:
 
 def _local(name: str) -> Path | None:
     path = Path(name).expanduser()
-    for folder in (path, *(Path(root).expanduser() / name for root in _weights_folders())):
+    for folder in (path, *(root / name for root in weights_folders())):
         if folder.is_dir():
             return folder
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
@@ -88,10 +87,6 @@ def _local(name: str) -> Path | None:
         return Path(_snapshot(name, local_files_only=True))
     except (OSError, ValueError, ImportError):  # not in the hub's cache
         return None
-
-
-def _weights_folders() -> list[str]:
-    return [root for root in os.environ.get("CLIPBANK_WEIGHTS", "").split(os.pathsep) if root]
 
 
 def _near(name: str) -> str:

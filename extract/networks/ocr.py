@@ -13,7 +13,7 @@ from typing import Any
 from errors import UserError
 
 from ..weights import Weights, add_weights
-from .hub import need_package
+from .packages import need_package
 from .registry import network_spec, register_network
 from .spec import NetworkSpec
 from .text_rows import TEXT_BYTES
@@ -144,7 +144,7 @@ def ocr(
 
 def _build(text: str, text_options: dict[str, Any], spec: NetworkSpec) -> Any:
     for package in ("rapidocr", "onnxruntime"):
-        need_package(package, "ocr", spec.name)
+        need_package(package, spec.name)
     from .ocr_model import Ocr
 
     return Ocr(spec, text, text_options)

@@ -17,7 +17,7 @@ from typing import Any
 from errors import UserError
 
 from ..weights import KINETICS400, Weights, add_weights
-from .clip_spec import clip_spec, halved, head_size
+from .clip_spec import clip_spec, flow_gain, halved, head_size
 from .registry import register_network
 from .spec import NetworkSpec
 
@@ -137,10 +137,8 @@ def r3d50_flow(
 
     Other arguments as for `r3d50`.
     """
-    if not (flow_bound > 0 and flow_scale > 0):
-        raise UserError(f"r3d50_flow: flow_bound and flow_scale must be positive, got {flow_bound} and {flow_scale}")
     _, mean, std = _layout("r3d50_flow", layout)
-    gain = flow_bound * flow_scale / 20.0
+    gain = flow_gain("r3d50_flow", flow_bound, flow_scale)
     if flow_norm == "centred":
         shared = sum(std) / 3
         norm = {"mean": (0.5,) * 2, "std": (shared / gain,) * 2, "value_clip": 0.5 / shared}

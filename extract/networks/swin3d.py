@@ -14,7 +14,7 @@ from typing import Any
 from errors import UserError
 
 from ..weights import IMAGENET, KINETICS400, Weights, add_weights
-from .clip_spec import clip_spec, halved, head_size
+from .clip_spec import clip_spec, flow_gain, halved, head_size
 from .registry import register_network
 from .spec import NetworkSpec
 
@@ -113,9 +113,7 @@ def swin3d_t_flow(
 
     Other arguments as for `swin3d_t`.
     """
-    if not (flow_bound > 0 and flow_scale > 0):
-        raise UserError(f"swin3d_t_flow: flow_bound and flow_scale must be positive, got {flow_bound} and {flow_scale}")
-    gain = flow_bound * flow_scale / 20.0
+    gain = flow_gain("swin3d_t_flow", flow_bound, flow_scale)
     return _spec("swin3d_t_flow", "flow", layer, clip_len, stride, fps, resize, classes, unit_rows, batch_size,
                  mean=(0.5,) * 2, std=(_FLOW_STD / gain,) * 2, value_clip=0.5 / _FLOW_STD,
                  options={"classes": classes, "flow_bound": flow_bound, "flow_scale": flow_scale})  # fmt: skip

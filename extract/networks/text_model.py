@@ -242,15 +242,16 @@ def load_library_model(
         module, report = auto.from_pretrained(
             folder, config=config, use_safetensors=True, local_files_only=True, trust_remote_code=False,
             dtype=torch.float32, output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model {model!r}: transformers cannot load {folder}: {line[:200]}") from error
     missing = sorted(k for k in report["missing_keys"] if not k.startswith(unused))
-    if missing:
-        raise UserError(
-            f"model {model!r}: {folder} lacks {len(missing)} tensors of a {type(module).__name__}: "
-            f"{', '.join(missing[:3])}"
-        )
+    shapes = {key: (theirs, ours) for key, theirs, ours in report["mismatched_keys"] if not key.startswith(unused)}
+    if missing or shapes:
+        lacks = f"lacks {len(missing)} tensors of a {type(module).__name__}"
+        told = weights_module.key_report(missing, (), shapes)
+        raise UserError(f"model {model!r}: {folder} {lacks}; {told}")
     lineage = [{"dataset": "unknown", "split": "unknown", "classes": 0, "file": short_name(model)}]
     return module.eval().requires_grad_(False), folder_hash(folder), f"model:{short_name(model)}", lineage

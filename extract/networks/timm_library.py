@@ -17,7 +17,7 @@ from typing import Any
 
 from errors import UserError
 
-from .hub import need_package
+from .packages import need_package
 from .registry import register_library
 from .spec import NetworkSpec, clip_input_size, resize_dict
 
@@ -72,7 +72,7 @@ def timm_network(
             this input size.
     """
     name = f"timm:{model}"
-    need_package("timm", "timm", name)
+    need_package("timm", name)
     import timm
 
     cfg = _pretrained_cfg(model)
