@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -197,7 +198,8 @@ def catalog(root, as_json):
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: whoever can reach this machine.")
 @click.option("--port", type=int, default=8000, show_default=True)
 def serve(root, host, port):
-    """Offer the stores under ROOT read-only over HTTP, until Ctrl-C."""
+    """Offer the stores under ROOT read-only over HTTP, until Ctrl-C or SIGTERM, which end it with 0."""
     from stores.serve import serve as run
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a server that is told to stop is not to be requeued
     run(root, host, port, started=lambda url: say(f"serving {root} at {url}"))

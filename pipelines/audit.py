@@ -13,7 +13,8 @@ import numpy as np
 
 from errors import UserError
 from extract.sampling import GRID_AXES
-from pipelines.inspection import Seen, compare, dataset_of, look, network_of
+from pipelines.inspection import Seen, compare, dataset_of, look, network_of, reading_of
+from pipelines.reading import captions_of
 from stores import Store, open_store
 
 __all__ = ["Suspect", "audit"]
@@ -76,9 +77,10 @@ def audit(
     chosen = np.sort(np.random.default_rng(seed).choice(ok, min(sample, len(ok)), replace=False))
     if len(chosen) and not imported:
         source, network = dataset_of(store, dataset, data, videos), network_of(store, weights)
+        captions = captions_of(source) if reading_of(store).reads == "text" else None
         for done, row in enumerate(chosen.tolist(), 1):
             try:
-                seen = look(store, source, row)
+                seen = look(store, source, row, captions)
                 facts = compare(store, row, seen, network)
             except UserError as error:
                 unreadable += 1

@@ -12,7 +12,7 @@ from pipelines.extraction import choose_device
 from pipelines.planning import Job
 from pipelines.request import readable_bytes
 from pipelines.reuse import plan_reuse
-from pipelines.row_choice import mine_of, on_disk, rows_asked, rows_lacking
+from pipelines.row_choice import clips_gone, mine_of, on_disk, rows_asked, rows_lacking
 from stores import FAILED, PENDING, open_store, units
 
 __all__ = ["describe_job", "seconds_a_row"]
@@ -29,6 +29,7 @@ def describe_job(job: Job, device: str | None = "auto") -> dict:
     copied = plan_reuse(job, todo)
     left = int(todo.sum()) + rows_to_add(job) - sum(copied.values())
     seconds = seconds_a_row(job, device) if device is not None else None
+    gone = clips_gone(open_store(job.path), job) if (job.path / "zarr.json").exists() else []
     return {
         "store": str(job.path),
         "network": job.spec.name,
@@ -45,6 +46,8 @@ def describe_job(job: Job, device: str | None = "auto") -> dict:
         "videos": len(job.dataset.videos["name"]),
         "videos_missing": len(job.missing),
         "videos_without_rows": job.videos_without_rows,
+        "clips_gone": len(gone),
+        "clips_gone_such_as": gone[:10],
         "seconds_a_row": seconds,
         "network_hours": None if seconds is None else round(seconds * left / 3600, 3),
     }

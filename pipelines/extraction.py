@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from errors import UserError
+from extract.decode import VideoError
 from extract.networks import create_network
 from pipelines.added_arrays import with_arrays
 from pipelines.batches import Batch, decode_unit
@@ -24,7 +25,7 @@ from pipelines.planning import Job, plan_extraction
 from pipelines.provenance import run_facts, run_name
 from pipelines.request import Extraction, some_of
 from pipelines.reuse import finished_elsewhere, reuse_rows
-from pipelines.row_choice import differences, grown, mine_of, on_disk, rows_asked
+from pipelines.row_choice import clips_gone, differences, grown, mine_of, on_disk, rows_asked
 from pipelines.videos import Videos, changed_videos
 from stores import (
     ABSENT,
@@ -64,6 +65,7 @@ class Report:
     missing_videos: list[str] = field(default_factory=list)  # not on disk
     videos_without_rows: dict[str, str] = field(default_factory=dict)  # frame axis: video -> why it has no row here
     changed_videos: list[str] = field(default_factory=list)
+    clips_gone: list[str] = field(default_factory=list)  # in the store, and in the annotations no more: they stay
     lacking_arrays: int = 0  # rows that are there, and lack arrays that were asked for
     seconds: float = 0.0
     sealed: int | None = None
@@ -106,6 +108,11 @@ class Report:
                 f"  {len(self.changed_videos)} videos changed since their rows were computed, which are left as"
                 f" they are: {some_of(self.changed_videos)}. To compute them from the new files:"
                 f" store repair --changed {self.store}"
+            )
+        if self.clips_gone:
+            lines.append(
+                f"  {len(self.clips_gone):,} clips of the store are not in the annotations any more; they stay, with"
+                f" their rows: {some_of(self.clips_gone)}. For a store without them give another --name"
             )
         if self.lacking_arrays:
             lines.append(f"  {self.lacking_arrays:,} rows wait for the arrays that are being added; run again to go on")
@@ -180,6 +187,7 @@ def run_job(job: Job, network, decode_workers: int | None, stop, announce: Annou
     changed = changed_videos(job, store)
     store = grown(store, job, announce, leave_out=changed)
     report = Report(str(job.path), rows=0, done_before=0, missing_videos=job.missing, changed_videos=changed)
+    report.clips_gone = clips_gone(store, job)
 
     def compute(into: Store, todo: np.ndarray) -> None:
         compute_rows(job, network, into, todo, report, decode_workers, stop, announce, progress)
@@ -206,10 +214,25 @@ def run_job(job: Job, network, decode_workers: int | None, stop, announce: Annou
     report.left = int((asked & (status == PENDING) & ((there & ~todo) | report.stopped)).sum())
     unfinished = ((status == PENDING) & store.visible).any() or report.changed_videos or report.videos_without_rows
     if not store.sealed and not unfinished:
+        probe_again(job, store)
         announce(f"{job.path}: verifying and sealing")
         store.seal()
         report.sealed = (store.manifest.seal or {}).get("k")  # none: another process extended it meanwhile
     return report
+
+
+def probe_again(job: Job, store: Store) -> None:
+    """Probes that a store lost, of videos that have rows: written as soon as a video is read, so otherwise there."""
+    if not job.needs_videos or store.sealed:
+        return
+    there = {name for name, path in zip(job.dataset.videos["name"], job.dataset.videos["path"], strict=True) if path}
+    videos = Videos(job, store, threads=1)
+    for video in np.unique(store.rows["video"][store.ok]).tolist():
+        if store.probe(video) is None and store.videos["name"][video] in there:
+            try:
+                videos.probed(video)
+            except VideoError:
+                continue  # it has rows, and cannot be read any more: they are true to what it was
 
 
 def report_of_finished(store: Store, asked: np.ndarray) -> Report:
@@ -326,7 +349,7 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
                 report.failed_now |= failures_of(batch)
                 if bar is not None:
                     bar.update(batch.decoded + len(batch.failures))
-                    bar.set_postfix_str(f"{len(report.failed_now):,} failed")
+                    bar.set_postfix_str(f"{len(report.failed_now):,} failed", refresh=False)
                 if results.complete:
                     writer.submit(commit, open_units.pop(batch.unit.index))
             for results in open_units.values():  # stopped within a unit: its other rows stay pending

@@ -218,8 +218,9 @@ class WebDatasetDump:
                         key, _, extension = name.partition(".")
                         wanted = extension in ("json", "npy") or extension.endswith(".npy")
                         if entry.isreg() and not entry.issparse() and key and wanted:
-                            video = unquoted(f"{head}/{key}" if head else key)
-                            found.setdefault(video, {})[extension] = (path, entry)
+                            held = found.setdefault(unquoted(f"{head}/{key}" if head else key), {})
+                            _refuse_second(held, extension, path, entry)
+                            held[extension] = (path, entry)
             except (tarfile.TarError, OSError) as error:
                 raise UserError(f"{path} cannot be read as .tar: {error}") from error
         return found
@@ -268,6 +269,18 @@ class WebDatasetDump:
 
     def declared(self, expert: str) -> dict[str, Any]:
         return {"files": self.root.name, "times": "as in <video>.json, else unknown"}
+
+
+def _refuse_second(held: Mapping[str, tuple], extension: str, path: Path, entry: tarfile.TarInfo) -> None:
+    """Of a member that is there twice, or two that hold one feature ("npy", "features.npy"), neither is believed."""
+    is_json = extension == "json"
+    same = [name for name in held if (name == "json") == is_json and _feature(name) == _feature(extension)]
+    if same:
+        where, other = held[same[0]]
+        raise UserError(
+            f"{path}, {entry.name}: {where.name} has it already, as {other.name}, and which of the two counts nobody"
+            " can say. Remove one of them"
+        )
 
 
 def _feature(extension: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipelines.formats import (
     Context,
     Entry,
     OneExpert,
+    Sequence,
     Videos,
     checked,
     load_npy,
@@ -39,13 +41,15 @@ OF_VIDEO_FEATURES = ("timestamps_ms", "fps")
 
 
 def write_npy(folder: Path, videos: Videos, context: Context) -> None:
-    """`<video>_<feature>.npy` (n, ...) float32, and `<video>_timestamps_ms.npy` (n,) float64, of the last feature.
+    """`<video>_<feature>.npy` (n, ...) float32, and `<video>_timestamps_ms.npy` (n,) float64, of all its features.
 
     As v-iashin/video_features@17be411 names and saves them (models/_base/base_extractor.py: action_on_extraction,
     utils/utils.py: make_path), whose timestamps are those of a frame, or of the end of a stack of frames: here, of
-    the end of each row's window.
+    the end of each row's window. It has one folder for the features of one run, such as rgb and flow of I3D, which
+    share their times. Raises UserError for features of a video that do not.
     """
     for video, sequences in videos:
+        _refuse_other_times(video, sequences)
         for feature, found in sequences.items():
             path = folder / f"{quoted(video)}_{quoted(feature)}.npy"
             if path.exists():  # of v and a_b, and of v_a and b
@@ -55,8 +59,23 @@ def write_npy(folder: Path, videos: Videos, context: Context) -> None:
                 np.save(folder / f"{quoted(video)}_timestamps_ms.npy", 1000.0 * found.stop_s)
 
 
+def _refuse_other_times(video: str, sequences: Mapping[str, Sequence]) -> None:
+    (first, one), *others = sequences.items()
+    for feature, other in others:
+        alike = len(one.stop_s) == len(other.stop_s)
+        if not (alike and np.allclose(one.stop_s, other.stop_s, rtol=0, atol=EVEN_S, equal_nan=True)):
+            raise UserError(
+                f"{video}: {first} and {feature} do not have the same times, and this format has one file of times a"
+                " video: export them one by one, each into a folder of its own (or as webdataset or mmt)"
+            )
+
+
 class NpyDump:
-    """A folder of video_features: every feature with the times that are there if they are as many as its vectors."""
+    """A folder of video_features: every feature with the times that are there if they are as many as its vectors.
+
+    It names no feature that a file of times is of: where several features of a video are not equally many, those that
+    are not as many as the times have none.
+    """
 
     name = "npy"
 
@@ -107,7 +126,7 @@ class NpyDump:
 
     def declared(self, expert: str) -> dict[str, Any]:
         given = {"step_s": self.step_s, "window_s": self.window_s}
-        how = "as given" if self.step_s is not None else "ends of windows, as in <video>_timestamps_ms.npy"
+        how = "as given" if self.step_s is not None else "ends of windows, as in <video>_timestamps_ms.npy, if as many"
         return {
             "files": self.root.name,
             "times": how,
@@ -188,12 +207,18 @@ def write_actionformer(folder: Path, videos: Videos, context: Context, fps: floa
 
 
 class ActionFormerDump(FileAVideo):
-    """A folder of `<video>.npy`; times by `actionformer.json`, or by the step that is given."""
+    """A folder of `<video>.npy`; times by `actionformer.json`, or by the step that is given.
+
+    A folder of video_features is refused: its files of times and rates would be taken for videos.
+    """
 
     name, suffix = "actionformer", ".npy"
 
     def __init__(self, root: Path, step_s: float | None = None, window_s: float | None = None):
         need_folder(root, "<video>.npy")
+        beside = next(root.glob(f"*_{OF_VIDEO_FEATURES[0]}.npy"), None)
+        if beside is not None:
+            raise UserError(f"{root} holds {beside.name}: it is laid out as video_features does. Import it as npy")
         given = {"step_s": step_s, "window_s": window_s}
         self.step_s, self.first_s = step_s, None
         path = root / "actionformer.json"

@@ -142,7 +142,10 @@ class MmtDump:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        return {path.stem: path for path in sorted(self.folder.glob("*/*/*/*.h5"))}
+        """{video: file} of those that lie where MMT looks for them: videos are looked up here, and no path is ever
+        made of a name, which may begin with "/" or lead up by ".."."""
+        found = sorted(self.folder.glob("*/*/*/*.h5"))
+        return {path.stem: path for path in found if path.parts[-4:-1] == tuple(path.stem[:3])}
 
     def videos(self, expert: str) -> list[str]:
         return list(self.files)
@@ -157,9 +160,9 @@ class MmtDump:
 
     def values(self, video: str, expert: str) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(features, times as the file gives them) of a video; None where there are none."""
-        path = self.path(video)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; the dump has no video {video!r}")
+        if video not in self.files:
+            raise UserError(f"{_mmt_name(video)}: no such file; the dump in {self.folder} has no video {video!r}")
+        path = self.files[video]
         key, times_key = f"features.{expert}", f"features_t.{expert}"
         with _hdf5(path) as file:
             features = checked(_array(file, key), f"{path}, {key}") if key in file else None
@@ -171,26 +174,23 @@ class MmtDump:
         return features, times[: len(features)].astype(np.float64)  # some files have more times than features
 
     def read(self, video: str, expert: str) -> Entry:
-        path = self.path(video)
-        if not path.is_file():
-            return Entry(failure=("not_in_dump", f"no file {'/'.join(video[:3])}/{video}.h5"))
+        if video not in self.files:
+            return Entry(failure=("not_in_dump", f"no file {_mmt_name(video)}"))
         features, times = self.values(video, expert)
         if features is None:
             return Entry()
         if expert in _TIMED and times is not None:
             if times.ndim != 2 or len(times) < len(features):
                 raise UserError(
-                    f"{path}, features_t.{expert}: expected {len(features)} rows of start and stop, got {times.shape}"
+                    f"{self.files[video]}, features_t.{expert}: expected {len(features)} rows of start and stop, got"
+                    f" {times.shape}"
                 )
             return Entry(features, times)
         return Entry(features, step_times(len(features), _STEP_S.get(expert)))
 
-    def path(self, video: str) -> Path:
-        return self.folder.joinpath(*video[:3], f"{video}.h5")
-
     def captions(self, video: str) -> list[str]:
         """raw_captions.0, .1, ...: words joined by blanks."""
-        path = self.path(video)
+        path = self.files[video]
         with _hdf5(path) as file:
             keys = sorted((key for key in file if re.fullmatch(r"raw_captions\.\d+", key)), key=_number)
             return [" ".join(_word(word, f"{path}, {key}") for word in np.ravel(_array(file, key))) for key in keys]
@@ -199,6 +199,11 @@ class MmtDump:
         step = _STEP_S.get(expert)
         times = f"{step:g} s each" if step else "unknown"
         return {"times": f"as in the files, else {times}" if expert in _TIMED else times}
+
+
+def _mmt_name(video: str) -> str:
+    """Where a video's file would be, for people."""
+    return f"{'/'.join(video[:3])}/{video}.h5"
 
 
 def _hdf5(path: Path) -> h5py.File:

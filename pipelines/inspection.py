@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,13 +131,17 @@ def reading_of(store: Store) -> Reading:
     )
 
 
-def look(store: Store, dataset: Dataset, row: int) -> Seen:
-    """Read the row's input as the extraction did."""
+def look(store: Store, dataset: Dataset, row: int, captions: Mapping[str, list[str]] | None = None) -> Seen:
+    """Read the row's input as the extraction did.
+
+    captions: {clip id: its captions in order} of the dataset, from who looks at many rows (`captions_of`).
+    """
     reading = reading_of(store)
     name = store.videos["name"][store.rows["video"][row]]
     no_times = np.empty(0)
     if reading.reads == "text":
-        return Seen(next(read_captions(captions_of(dataset), store, np.array([row]))), reading, no_times, 0, 0, False)
+        captions = captions_of(dataset) if captions is None else captions
+        return Seen(next(read_captions(captions, store, np.array([row]))), reading, no_times, 0, 0, False)
     number = {n: i for i, n in enumerate(dataset.videos["name"])}.get(name)
     path = dataset.video_path(number) if number is not None else None
     if path is None:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import MachineError, UserError
 from extract.datasets import Dataset, missing_videos
-from extract.decode import VideoError
 from extract.networks import create_network, network_spec
 from extract.sampling import GRID_AXES, ClipSampling, sampling_from
 from pipelines.boxes import dataset_boxes, read_boxes
-from pipelines.extraction import Report, choose_device, compute_rows
+from pipelines.extraction import Report, choose_device, compute_rows, probe_again
 from pipelines.flow_source import flow_source
 from pipelines.inspection import dataset_of
 from pipelines.planning import Job, find_durations
 from pipelines.request import Extraction
 from pipelines.row_choice import differences, grown, on_disk
-from pipelines.videos import Videos, changed_videos
+from pipelines.videos import changed_videos
 from stores import (
     FAILED,
     PENDING,
@@ -34,8 +34,14 @@ from stores import (
     seal_repaired,
     verify,
 )
+from stores.files import local_folder
 
 __all__ = ["RepairReport", "job_of_store", "repair"]
+
+NOT_SEALED = (
+    "the store was sealed and is not now: what it lost is pending, which readers are told, and all else is as it was."
+    " Run store repair again, or the extract that made it: either goes on and seals it"
+)
 
 
 @dataclass
@@ -52,6 +58,7 @@ class RepairReport:
     changed_videos: list[str] = field(default_factory=list)  # computed anew, or found and left alone
     left: list[str] = field(default_factory=list)  # what nobody can make again
     sealed: int | None = None
+    lost_its_seal: bool = False  # it was sealed before, and could not be sealed again
     seconds: float = 0.0
 
     def summary(self) -> str:
@@ -69,6 +76,8 @@ class RepairReport:
         if self.changed_videos:
             lines.append(f"  videos that changed: {', '.join(self.changed_videos[:10])}")
         lines += [f"  cannot be made again: {what}" for what in self.left[:10]]
+        if self.lost_its_seal:
+            lines.append(f"  {NOT_SEALED}")
         return "\n".join(lines)
 
 
@@ -94,42 +103,65 @@ def repair(
     videos nor weights are looked for. dataset, videos: where the videos are, if the store's dataset is a CSV.
     changed: rows of videos that are other files now are blanked and computed from these; the grid of a longer video
     is extended. failed: rows that failed are tried again.
-    Raises `UserError` (dataset, weights or boxes that are not those of the store), `MachineError`.
+    Raises `UserError` (dataset, weights or boxes that are not those of the store), `MachineError`; the message says
+    so where this leaves a store unsealed that was sealed.
     """
-    restored = repair_store(path)
-    path, stop = Path(path), stop or threading.Event()
-    report = RepairReport(str(path), list(restored.rebuilt), len(restored.pending))
-    store = open_store(path)
-    todo = _todo(store, set(restored.pending), failed)
-    if todo.any() or changed or restored.probes:
-        source = dataset_of(store, dataset, data, videos)
-        job = job_of_store(store, source, weights=weights, boxes=boxes, retry_failed=failed)
-        network = _network_of(job, store, device)
-        report.missing_videos = job.missing
-        report.changed_videos = changed_videos(job, store)
-        if changed and report.changed_videos:
-            store, reset = _renew(job, store, report.changed_videos, announce, progress, stop)
-            todo = np.append(todo, np.zeros(len(store) - len(todo), bool)) | reset
-        elif report.changed_videos:
-            todo &= ~_of_videos(store, report.changed_videos)
-        report.computed, report.seconds = _compute(job, network, store, todo, decode_workers, stop, announce, progress)
-        _probe_again(job, store)
-    status = store.status()[store.visible]
-    report.failed = dict(Counter(code for code, _ in store.failures().values()))
-    report.pending = int((status == PENDING).sum())
-    if not store.sealed and not report.pending and (changed or not report.changed_videos):
-        announce(f"{path}: verifying and sealing")
-        try:
-            report.sealed = (seal_repaired(path, restored.seal).seal or {}).get("k")
-        except DamagedStore:
-            errors = [finding for finding in verify(path) if finding.severity == "error"]
-            if not errors:
-                raise
-            report.left = [f"{finding.path} {finding.what}; {finding.remedy}" for finding in errors]
-    elif not store.sealed:
-        left = [finding for finding in restored.left if (store.path / finding.path).exists()]
-        report.left = [f"{finding.path} {finding.what}" for finding in left]
+    path, stop = local_folder(path), stop or threading.Event()
+    with _unsealed_is_said(path):
+        restored = repair_store(path)
+        report = RepairReport(str(path), list(restored.rebuilt), len(restored.pending))
+        store = open_store(path)
+        todo = _todo(store, set(restored.pending), failed)
+        if todo.any() or changed or restored.probes or _probes_lost(store):
+            source = dataset_of(store, dataset, data, videos)
+            job = job_of_store(store, source, weights=weights, boxes=boxes, retry_failed=failed)
+            network = _network_of(job, store, device)
+            report.missing_videos = job.missing
+            report.changed_videos = changed_videos(job, store)
+            if changed and report.changed_videos:
+                store, reset = _renew(job, store, report.changed_videos, announce, progress, stop)
+                todo = np.append(todo, np.zeros(len(store) - len(todo), bool)) | reset
+            elif report.changed_videos:
+                todo &= ~_of_videos(store, report.changed_videos)
+            report.computed, report.seconds = _compute(
+                job, network, store, todo, decode_workers, stop, announce, progress
+            )
+            probe_again(job, store)
+        status = store.status()[store.visible]
+        report.failed = dict(Counter(code for code, _ in store.failures().values()))
+        report.pending = int((status == PENDING).sum())
+        if not store.sealed and not report.pending and (changed or not report.changed_videos):
+            announce(f"{path}: verifying and sealing")
+            try:
+                report.sealed = (seal_repaired(path, restored.seal).seal or {}).get("k")
+            except DamagedStore:
+                errors = [finding for finding in verify(path) if finding.severity == "error"]
+                if not errors:
+                    raise
+                report.left = [f"{finding.path} {finding.what}; {finding.remedy}" for finding in errors]
+        elif not store.sealed:
+            left = [finding for finding in restored.left if (store.path / finding.path).exists()]
+            report.left = [f"{finding.path} {finding.what}" for finding in left]
+    report.lost_its_seal = _lost_its_seal(path)
     return report
+
+
+@contextlib.contextmanager
+def _unsealed_is_said(path: Path) -> Iterator[None]:
+    """Adds to an error that the store is left unsealed, and what to do, if it was sealed."""
+    try:
+        yield
+    except (UserError, MachineError) as error:
+        if not _lost_its_seal(path):
+            raise
+        raise type(error)(f"{error.message}\n{path}: {NOT_SEALED}") from error
+
+
+def _lost_its_seal(path: Path) -> bool:
+    try:
+        return (path / "sealed").is_dir() and not open_store(path).sealed
+    except (UserError, MachineError):  # what is raised already says why
+        return False
 
 
 def job_of_store(
@@ -215,6 +247,14 @@ def _todo(store: Store, lost: set[int], failed: bool) -> np.ndarray:
     return ((todo & (status == PENDING)) | (failed & (status == FAILED))) & store.visible
 
 
+def _probes_lost(store: Store) -> bool:
+    """Whether a repair that was killed removed a probe; a store that was sealed once had them all."""
+    made = store.manifest.spec.get("created_with") and store.manifest.spec.get("reads") != "text"
+    if store.sealed or not made or not (store.path / "sealed").is_dir():
+        return False
+    return any(store.probe(video) is None for video in np.unique(store.rows["video"][store.ok]).tolist())
+
+
 def _of_videos(store: Store, names: list[str]) -> np.ndarray:
     numbers = [store.video_index(name) for name in names]
     return np.isin(store.rows["video"], numbers) & store.visible
@@ -240,17 +280,3 @@ def _compute(job: Job, network, store: Store, todo, workers, stop, announce, pro
     report = Report(str(store.path), rows=int(todo.sum()), done_before=0)
     compute_rows(job, network, store, todo, report, workers, stop, announce, progress)
     return report.computed, report.seconds
-
-
-def _probe_again(job: Job, store: Store) -> None:
-    """Probes that were lost of videos whose rows were not."""
-    if not job.needs_videos or store.sealed:
-        return
-    videos, missing = Videos(job, store, threads=1), set(job.missing)
-    for video in np.unique(store.rows["video"][store.ok]).tolist():
-        name = store.videos["name"][video]
-        if store.probe(video) is None and name not in missing:
-            try:
-                videos.probed(video)
-            except VideoError:
-                continue  # it has rows, and cannot be read any more: they are true to what it was

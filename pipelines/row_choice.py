@@ -12,7 +12,7 @@ from pipelines.reading import captions_of
 from pipelines.request import Extraction
 from stores import Store, Unit, extend, in_numbering, match_rows, numbers_in, recipe_difference, shard_units
 
-__all__ = ["differences", "grown", "mine_of", "on_disk", "rows_asked", "rows_lacking"]
+__all__ = ["clips_gone", "differences", "grown", "mine_of", "on_disk", "rows_asked", "rows_lacking"]
 
 
 def rows_asked(store: Store, job: Job) -> tuple[np.ndarray, list[str]]:
@@ -25,6 +25,12 @@ def rows_asked(store: Store, job: Job) -> tuple[np.ndarray, list[str]]:
     asked = np.zeros(len(store), bool)
     asked[found[(found >= 0) & job.wanted]] = True
     return asked, [str(job.dataset.videos["name"][video]) for video in lacking]
+
+
+def clips_gone(store: Store, job: Job) -> list[str]:
+    """Ids of the store's clips that the annotations no longer have. They stay, with their rows, and are used on."""
+    known = set(job.dataset.clips["id"])
+    return [str(clip) for clip in store.clips["id"] if clip not in known]
 
 
 def rows_lacking(store: Store, job: Job, leave_out: Sequence[str] = ()) -> np.ndarray:

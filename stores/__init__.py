@@ -18,7 +18,7 @@ _EXPORTS = {
         "recipe_hash",
         "write_durable",
     ),
-    "plan": ("Unit", "plan_layout", "shard_units", "store_bytes", "units"),
+    "plan": ("Unit", "check_size", "plan_layout", "shard_units", "store_bytes", "units"),
     "zarr_store": ("DamagedRow", "DamagedShard", "StoreSealed"),
     "reader": ("STATUS_NAMES", "RowNotReady", "Store", "create_store", "open_store"),
     "extensions": ("finish_growth",),
@@ -41,11 +41,13 @@ _EXPORTS = {
     "hdf5_pack": ("pack", "unpack"),
     "serve": ("list_stores", "serve"),
     "clip_dataset": ("ClipDataset",),
+    "object_windows": ("ObjectWindows",),
+    "version": ("StoreChanged",),
     "sequences": ("SequenceDataset", "pad_sequences", "unpack_text"),
     "read_ahead": ("prefetch",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = (*_EXPORTS, "catalogue", "commit", "compare", "merge", "relabel", "seal")
+_MODULES = (*_EXPORTS, "catalogue", "commit", "compare", "limits", "merge", "relabel", "seal")
 
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

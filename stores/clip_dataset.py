@@ -15,7 +15,6 @@ from errors import UserError
 
 from .joining import (
     VideoFacts,
-    frame_size,
     label_columns,
     no_array,
     open_roles,
@@ -26,6 +25,7 @@ from .joining import (
     texts,
 )
 from .manifest import ABSENT, FAILED, OK, PENDING
+from .object_windows import ObjectWindows
 from .row_cache import RowCache
 from .splits import split_mask
 
@@ -59,8 +59,9 @@ class ClipDataset:
     `__getitems__` gives the same as a list of single items, so a torch DataLoader's default collation works.
 
     `keep_bytes`: the smallest arrays that fit in this much are read once and kept in memory (`RowCache`) by the process
-    that made this object: to profit, read ahead by threads (`prefetch`). Worker processes are as safe; fork them before
-    the first read, or start them by "spawn" or "forkserver".
+    that made this object: to profit, read ahead by threads (`prefetch`). Worker processes are as safe; start them by
+    "spawn" or "forkserver", or fork them before the first read (keeping rows reads them; so does opening an address).
+    Stores stay the version that was opened (see `Store`).
 
     Raises UserError: stores of different datasets or windows, differing labels, rows still pending (unless
     `allow_incomplete`, which masks them), a split or array that is not there.
@@ -82,7 +83,7 @@ class ClipDataset:
         self.stores = open_roles(stores)
         self.boxes_per_frame = boxes_per_frame
         self._lists = {name: (self._role_of(name), float(seconds)) for name, seconds in (windows or {}).items()}
-        framewise = {role for role, _ in self._lists.values()}
+        framewise = dict.fromkeys(role for role, _ in self._lists.values())
         self.clip_roles = [role for role in self.stores if role not in framewise]
         wrong = next((name for name in (*self.stores, *self._lists) if name in _FACTS), None)
         if wrong is not None:
@@ -106,14 +107,11 @@ class ClipDataset:
         self.labels = {name: column[self.clips].astype(np.int64) for name, column in self._columns.items()}
         self._status = {role: self._status_of(role, r) for role, r in self._rows.items()}
         self.ok = np.all([status == OK for status in self._status.values()], axis=0)
-        self._spans = {name: self._span(role, seconds) for name, (role, seconds) in self._lists.items()}
-        self._frames = {name: max(1, round(s / self._step(role))) for name, (role, s) in self._lists.items()}
+        self._windows = {role: self._windows_of(role) for role in framewise}
+        self._spans = {role: w.spans(self.videos, self.centres_s) for role, w in self._windows.items()}
         if not allow_incomplete:
             self._refuse_pending()
         self._geometry = {role: VideoFacts(self.stores[role].geometry, self.video_names) for role in self.stores}
-        self._frame_size = {
-            role: VideoFacts(functools.partial(frame_size, self.stores[role]), self.video_names) for role in framewise
-        }
         self._cache = RowCache(self._arrays_read(), keep_bytes)
 
     # --- size, coverage ---
@@ -129,9 +127,8 @@ class ClipDataset:
             counts = {role: int(np.isin(status, codes).sum()) for role, status in self._status.items()}
             return {role: n for role, n in counts.items() if n}
 
-        empty = {}
-        for name, (_, offsets, good) in self._spans.items():
-            empty[name] = int((per_item(good, offsets) == 0).sum())
+        spans = [pair for of_role in self._spans.values() for pair in of_role.items()]
+        empty = {name: int((per_item(span.ok, span.offsets) == 0).sum()) for name, span in spans}
         return {
             "items": len(self),
             "ok": int(self.ok.sum()),
@@ -181,8 +178,8 @@ class ClipDataset:
                 out[role][name] = done[key]
             if {"map", "spatial"} & set(self._arrays[role]):
                 out[role]["geometry"] = self._geometry[role].of(self.videos[at], self._status[role][at] == OK)
-        for role in dict.fromkeys(role for role, _ in self._lists.values()):
-            out.update(self._objects(role, at))
+        for role, windows in self._windows.items():
+            out.update(windows.read(self._spans[role], at, self.videos[at]))
         out["labels"] = {name: column[at] for name, column in self.labels.items()}
         return {**out, "item": at, "clip": self.clips[at], "ok": self.ok[at]}
 
@@ -207,46 +204,9 @@ class ClipDataset:
             first = None if role in self.clip_roles else self.boxes_per_frame
             yield from ((self.stores[role], name, first) for name in names)
 
-    def _objects(self, role: str, at: np.ndarray) -> dict:
-        """All lists of one store: the union of their frames is read once."""
-        lists = [name for name, (of, _) in self._lists.items() if of == role]
-        k = self.boxes_per_frame
-        frames = {}
-        for name in lists:
-            window, offsets, good = self._spans[name]
-            slot = offsets[at][:, None] + np.arange(self.frames(name))
-            inside = slot < offsets[at + 1][:, None]
-            slot = np.where(inside, slot, 0)
-            frames[name] = np.where(inside & good[slot], window[slot], -1) if len(window) else np.full_like(slot, -1)
-        rows = np.unique(np.concatenate([grid.ravel() for grid in frames.values()]))
-        rows = rows[rows >= 0]
-        read = {}
-        for name in self._arrays[role]:
-            spec = self.stores[role].manifest.arrays[name]
-            # One more row of zeros at the end: where a frame is missing, index -1 finds it.
-            read[name] = np.zeros((len(rows) + 1, min(k, spec.row_shape[0]), *spec.row_shape[1:]), spec.dtype)
-            if len(rows):
-                read[name][:-1] = self._values(role, name, rows)[:, :k]
-        times = self.stores[role].rows["start_s"]
-        out = {}
-        for name, grid in frames.items():
-            place = np.where(grid >= 0, np.searchsorted(rows, grid), -1)
-            picked = {array: values[place] for array, values in read.items()}  # (B, F, K, ...)
-            boxes = picked["boxes"]
-            mask = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])  # padding is zero
-            flat = mask.shape[1] * mask.shape[2]
-            size = self._frame_size[role].of(self.videos[at], (grid >= 0).any(axis=1))[:, None, None]
-            picked["boxes"] = (boxes / np.where(size > 0, size, 1)).astype(np.float32)
-            picked["time_s"] = np.broadcast_to(np.where(grid >= 0, times[grid], 0)[..., None], mask.shape)
-            for array, values in picked.items():
-                values = np.where(mask.reshape(*mask.shape, *[1] * (values.ndim - 3)), values, values.dtype.type(0))
-                picked[array] = values.reshape(len(at), flat, *values.shape[3:])
-            out[name] = {**picked, "mask": mask.reshape(len(at), flat)}
-        return out
-
     def frames(self, name: str) -> int:
         """F: how many frames of its store's grid the window of a list holds."""
-        return self._frames[name]
+        return self._windows[self._lists[name][0]].frames[name]
 
     # --- joining ---
 
@@ -358,37 +318,27 @@ class ClipDataset:
     def _status_of(self, role: str, rows: np.ndarray) -> np.ndarray:
         return np.where(rows >= 0, self.stores[role].status()[rows], PENDING).astype(np.uint8)
 
-    # --- windows ---
-
-    def _step(self, role: str) -> float:
-        """Seconds between neighbouring frames of a frame store."""
-        rows = self.stores[role].rows
-        steps = np.diff(rows["start_s"])[np.diff(rows["video"]) == 0]
-        steps = steps[steps > 0]
-        return float(np.median(steps)) if len(steps) else np.inf
-
-    def _span(self, role: str, seconds: float):
-        """Which frames each item's window [c - seconds/2, c + seconds/2) around its centre c holds: item i's are
-        rows[offsets[i]:offsets[i + 1]], in time order, and ok[...] says which of them are ok."""
-        store = self.stores[role]
-        videos = positions(self.video_names, texts(store.videos["name"]))[self.videos]
-        known = np.flatnonzero(videos >= 0)
-        centre = self.centres_s[known]
-        rows, of_known = store.rows_between_many(videos[known], centre - seconds / 2, centre + seconds / 2)
-        counts = np.zeros(len(self), np.int64)
-        counts[known] = np.diff(of_known)
-        return rows, np.concatenate([[0], np.cumsum(counts)]), store.status()[rows] == OK
+    def _windows_of(self, role: str) -> ObjectWindows:
+        return ObjectWindows(
+            self.stores[role],
+            {name: seconds for name, (of, seconds) in self._lists.items() if of == role},
+            self.video_names,
+            boxes_per_frame=self.boxes_per_frame,
+            arrays=self._arrays[role],
+            read=functools.partial(self._values, role),
+        )
 
     def _refuse_pending(self) -> None:
         for role, status in self._status.items():
             waiting = np.flatnonzero(status == PENDING)
             if len(waiting):
                 self._incomplete(role, len(waiting), len(status), self.clip_ids[self.clips[waiting[0]]])
-        for name, (rows, offsets, _) in self._spans.items():
-            role = self._lists[name][0]
-            waiting = np.flatnonzero(per_item(self.stores[role].status()[rows] == PENDING, offsets))
-            if len(waiting):
-                self._incomplete(role, len(waiting), len(self), self.clip_ids[self.clips[waiting[0]]])
+        for role, spans in self._spans.items():
+            status = self.stores[role].status()
+            for span in spans.values():
+                waiting = np.flatnonzero(per_item(status[span.rows] == PENDING, span.offsets))
+                if len(waiting):
+                    self._incomplete(role, len(waiting), len(self), self.clip_ids[self.clips[waiting[0]]])
 
     def _incomplete(self, role: str, n: int, of: int, clip: str):
         raise UserError(

@@ -19,7 +19,7 @@ from errors import UserError
 
 from .compare import Tolerance, agreement, within
 from .manifest import FAILED, OK, PADDED, PENDING, ArraySpec, Layout, Manifest, recipe_difference
-from .plan import Unit, plan_layout
+from .plan import Unit, check_size, plan_layout
 from .reader import Store, create_store, open_store
 from .splits import split_mask
 from .zarr_store import ZSTD_LEVEL
@@ -256,6 +256,7 @@ def _begin(target: Path, plan: Gathering, keep_cut: bool) -> Store:
     if any(_same_place(target, source.path) for source in plan.sources):
         raise UserError(f"{target} is the store to copy from: give the copy another name")
     tables = dict(plan.tables)
+    check_size(len(tables["rows"]["video"]), plan.manifest.layout.unit_rows, target)
     optional = {name: tables[name] for name in LINKED}
     level = ZSTD_LEVEL if plan.level is None else plan.level
     store = create_store(

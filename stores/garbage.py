@@ -1,8 +1,10 @@
 """What killed writers leave behind, removed: never anything that is younger than an hour, a live writer's perhaps."""
 
+import glob
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +16,17 @@ from .extensions import FOLDER, applied, finish_growth, read_extension
 from .files import local_folder, require_writable
 from .grow import SIDE
 from .lease import FOLDER as LEASES
-from .maintain import beside, files_of
+from .maintain import files_of
 from .manifest import FAILED, OK, PENDING, DamagedStore, is_temporary, storage_errors
 from .reader import Store, open_store
 from .repair import reset_rows
 from .zarr_store import decode_chunks
 
 HOUR_S = 3600.0
+
+BESIDE = ("", SIDE, ".probes")
+"""Folders beside a store in which writers make temporaries: stores half created or packed, exports, side stores, and
+what was found in the videos (`pipelines.probes`)."""
 
 
 @dataclass
@@ -38,24 +44,20 @@ class Garbage:
 def collect_garbage(path: str | os.PathLike, older_than_s: float = HOUR_S) -> Garbage:
     """Removes the orphans of killed writers from a store and beside it; says which, and how many bytes.
 
-    Temporaries; half-created stores; side stores whose arrays the store has by now; extensions that another version of
-    the store left and that do not fit it; seals that no root ever named; values and reasons of rows that nobody
-    marked. An extension that does fit is applied. older_than_s: younger ones may be a live writer's, and stay.
+    Temporaries, in the store, in its side stores and beside it, whichever store of the folder they are of (half
+    created or packed ones, exports, probes of videos); side stores whose arrays the store has by now; extensions that
+    another version of the store left and that do not fit it; seals that no root ever named; values and reasons of rows
+    that nobody marked. An extension that does fit is applied. older_than_s: younger ones may be a live writer's, and
+    stay.
     Raises UserError (may not write there), MachineError.
     """
     path, before = local_folder(path), time.time() - older_than_s
     garbage = Garbage(str(path))
     store = open_store(path)
     require_writable(store._files)
-    for folder in [Path(parent, name) for parent, names, _ in os.walk(path) for name in names if is_temporary(name)]:
-        _remove(folder, path, before, garbage)
-    for name in files_of(path):
-        if name.startswith(f"{LEASES}/"):
-            _remove(path / name, path, before, garbage)
-        elif is_temporary(name.rpartition("/")[2]):
-            _remove(path / name, path, before, garbage)
-    for folder in [*beside(path), *_superseded_sides(store)]:
-        _remove(folder, path, before, garbage)
+    leases = [path / LEASES / name for name in files_of(path / LEASES)]
+    for orphan in [*_temporaries(path), *leases, *_superseded_sides(store)]:
+        _remove(orphan, path, before, garbage)
     _collect_extensions(store, before, garbage)
     store = open_store(path)
     if store.sealed:
@@ -67,6 +69,23 @@ def collect_garbage(path: str | os.PathLike, older_than_s: float = HOUR_S) -> Ga
     return garbage
 
 
+def _temporaries(path: Path) -> Iterator[Path]:
+    """Files and folders with names of half-written ones (`is_temporary`), whichever of the two they are."""
+    for root in [path, *_sides(path)]:
+        for parent, folders, files in os.walk(root):
+            yield from (Path(parent, name) for name in sorted([*folders, *files]) if is_temporary(name))
+            folders[:] = [name for name in folders if not is_temporary(name)]
+    for folder in map(path.parent.joinpath, BESIDE):
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        yield from (folder / name for name in names if is_temporary(name))
+
+
+def _sides(path: Path) -> list[Path]:
+    """The side stores of a store."""
+    folder = path.parent / SIDE
+    return sorted(folder.glob(f"{glob.escape(path.stem)}+*.zarr")) if folder.is_dir() else []
+
+
 def _remove(path: Path, store: Path, before: float, garbage: Garbage) -> None:
     files = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
     try:
@@ -76,7 +95,7 @@ def _remove(path: Path, store: Path, before: float, garbage: Garbage) -> None:
     if max(stat.st_mtime for stat in stats) > before:
         return
     with storage_errors(path):
-        if len(files) > 1 or path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -87,8 +106,7 @@ def _remove(path: Path, store: Path, before: float, garbage: Garbage) -> None:
 def _superseded_sides(store: Store) -> list[Path]:
     """Side stores of arrays that the store has, or of another store that had its name."""
     found = []
-    folder = store.path.parent / SIDE
-    for side in sorted(folder.glob(f"{store.path.stem}+*.zarr")) if folder.is_dir() else ():
+    for side in _sides(store.path):
         try:
             manifest = open_store(side).manifest
         except (DamagedStore, OSError):

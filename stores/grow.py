@@ -23,7 +23,7 @@ from errors import UserError
 from .columns import no_values, with_length
 from .extensions import Extension, applied, finish_growth, same_values, write_extension
 from .manifest import ArraySpec, Manifest, readable_json, write_durable
-from .plan import plan_layout
+from .plan import check_size, plan_layout
 from .reader import Store, create_store, open_store
 from .zarr_store import STATUS, create_data, encode_shard, pad_rows, shard_key, write_column
 
@@ -197,6 +197,7 @@ def extend(
         after = replace(
             manifest, extents=extents, tables={**manifest.tables, **lengths}, dataset=growth.facts, seal=None
         )
+        check_size(after.array_rows, after.layout.unit_rows, path)
         if count:
             padded = after.array_rows - manifest.array_rows
             tables["rows"] = {name: pad_rows(values, padded) for name, values in tables["rows"].items()}

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -91,9 +91,16 @@ def _checks(store: Store, quick: bool) -> Iterator[Callable[[], list[Finding]]]:
         yield functools.partial(_check_metadata, store, name)
     for table in TABLES:
         yield functools.partial(_check_table, store, table)
+    sealed = None
+    if store.sealed:
+        try:
+            sealed = store.status()
+        except DamagedStore as error:
+            found = [Finding("error", f"sealed/{store.manifest.seal['k']}/status", error.message, REMEDY)]
+            yield lambda: found
     if not _errors(_check_metadata(store, f"{STATUS}/zarr.json")):
         for unit in store.units:
-            yield functools.partial(_check_unit, store, unit, arrays, quick)
+            yield functools.partial(_check_unit, store, unit, sealed, arrays, quick)
     yield functools.partial(_check_extensions, store, quick)
     yield functools.partial(_check_probes, store)
     yield functools.partial(_check_names, store)
@@ -108,10 +115,12 @@ def _errors(findings: list[Finding]) -> list[Finding]:
 
 
 def in_order(findings: list[Finding]) -> list[Finding]:
-    """Errors first, and of several errors of one object the most telling one."""
+    """Errors first; of several of one object the most telling one, and of a folder and a file in it the file's."""
     first: dict[tuple[str, str], Finding] = {}
     for finding in findings:
         first.setdefault((finding.severity, finding.path), finding)
+    above = {(kind, str(folder)) for kind, path in first for folder in PurePosixPath(path).parents}
+    first = {key: finding for key, finding in first.items() if key not in above}
     return sorted(first.values(), key=lambda finding: (finding.severity != "error", finding.path))
 
 
@@ -147,30 +156,37 @@ def _check_table(store: Store, table: str) -> list[Finding]:
     return found
 
 
-def _check_unit(store: Store, unit: Unit, arrays: list[str], quick: bool) -> list[Finding]:
-    name, remedy, found = store._files.status_name(unit.index), store._files.recompute(unit.index), []
-    try:
-        status, _ = store._files.unit_status(unit)
-    except MachineError as error:
-        return [Finding("error", name, error.message, remedy)]
-    if not np.isin(status, (PENDING, OK, FAILED, ABSENT)).all():
-        found.append(Finding("error", name, f"holds codes {np.unique(status)}", remedy))
-    if store.sealed:
-        found += _check_sealed_status(store, unit, status)
+def _check_unit(store: Store, unit: Unit, sealed: np.ndarray | None, arrays: list[str], quick: bool) -> list[Finding]:
+    """A unit's status, and what there should be by it: by the sealed status, (len(store),), if there is one."""
+    found, status = _check_status(store, unit)
+    if sealed is not None:
+        if status is not None and not np.array_equal(sealed[unit.start : unit.stop], status):
+            found.append(_other_status(store, unit))
+        status = sealed[unit.start : unit.stop]
+    if status is None:
+        return found
     found += _check_failures(store, unit, status)
     for array in arrays:
         found += _check_shard(store, array, unit, status, quick)
     return found
 
 
-def _check_sealed_status(store: Store, unit: Unit, status: np.ndarray) -> list[Finding]:
-    name = store._files.status_name(unit.index)
+def _check_status(store: Store, unit: Unit) -> tuple[list[Finding], np.ndarray | None]:
+    """(what is wrong with a unit's chunk of status, the status in it if it can be read)."""
+    name, remedy = store._files.status_name(unit.index), store._files.recompute(unit.index)
     try:
-        same = np.array_equal(store.status(unit), status)
-    except DamagedStore as error:
-        sealed = f"sealed/{store.manifest.seal['k']}/status"
-        return [Finding("error", sealed, error.message, REMEDY)]
-    return [] if same else [Finding("error", name, "differs from the sealed status", REMEDY)]
+        status, _ = store._files.unit_status(unit)
+    except MachineError as error:
+        return [Finding("error", name, error.message, remedy)], None
+    if not np.isin(status, (PENDING, OK, FAILED, ABSENT)).all():
+        return [Finding("error", name, f"holds codes {np.unique(status)}", remedy)], status
+    return [], status
+
+
+def _other_status(store: Store, unit: Unit) -> Finding:
+    name = store._files.status_name(unit.index)
+    there = (store.path / name).exists()
+    return Finding("error", name, "differs from the sealed status" if there else "is missing", REMEDY)
 
 
 def _check_failures(store: Store, unit: Unit, status: np.ndarray) -> list[Finding]:
@@ -322,16 +338,24 @@ def _known_names(store: Store) -> set[str]:
     for unit in store.units:
         known |= {files.status_name(unit.index), files.failures_name(unit.index)}
         known |= {files.shard_name(array, unit.index) for array in store.manifest.arrays}
+    # where a table is damaged nobody can say what belongs to it; it has a finding of its own
     try:
         known |= {f"probes/{safe_name(video)}.json" for video in store.videos["name"]}
-        for table in TABLES:
-            for column in files.columns(table):
-                metadata = files.metadata(f"{table}/{column}")
-                chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-                known |= {f"{table}/{column}/c.{i}" for i in range(-(-metadata["shape"][0] // chunk))}
     except DamagedStore:
-        known |= set(files_of(store.path))  # without the tables nobody can say; they have a finding of their own
+        known |= _files_below(store.path, "probes")
+    for name in (f"{table}/{column}" for table in TABLES for column in files.columns(table)):
+        try:
+            metadata = files.metadata(name)
+        except DamagedStore:
+            known |= _files_below(store.path, name)
+            continue
+        chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        known |= {f"{name}/c.{i}" for i in range(-(-metadata["shape"][0] // chunk))}
     return known
+
+
+def _files_below(path: Path, folder: str) -> set[str]:
+    return {f"{folder}/{name}" for name in files_of(path / folder)}
 
 
 def files_of(path: Path) -> list[str]:
@@ -417,13 +441,12 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _check_seal(store: Store) -> list[Finding]:
-    name, remedy = f"sealed/{store.manifest.seal['k']}", REMEDY
-    digests = listed_digests(store)
-    if digests_hash(digests) != store.manifest.seal["digests"]:
-        return [Finding("error", f"{name}/digests", "does not match the manifest", remedy)]
-    found = []
+    name, remedy, found = f"sealed/{store.manifest.seal['k']}", REMEDY, []
     for file, digest in store.manifest.seal["files"].items():
         found += _check_digest(store, f"{name}/{file}", digest)
+    digests = listed_digests(store)
+    if digests_hash(digests) != store.manifest.seal["digests"]:
+        return found or [Finding("error", f"{name}/digests", "does not match the manifest", remedy)]
     strays = sorted(set(versioned_files(store)) - set(digests))
     lost = sorted(set(digests) - set(files_of(store.path)))
     found += [Finding("error", file, "is not part of the seal", "move it away") for file in strays]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from errors import UserError
 
+from . import limits
 from .manifest import PADDED, ArraySpec, Layout
 
 CHUNK_BYTES = 64 * 1024
@@ -47,8 +48,34 @@ def plan_layout(
         raise UserError(f"--unit-rows must be 1 or more, got {unit_rows}")
     arrays = {PADDED: ArraySpec((), "int16"), **arrays}
     largest = max(spec.row_bytes for spec in arrays.values())
+    if (unit_rows or 1) * largest > limits.UNIT_BYTES:
+        most = limits.UNIT_BYTES // largest
+        raise UserError(
+            f"--unit-rows {unit_rows or 1}: units of {(unit_rows or 1) * largest:,} bytes of one array, and whoever"
+            f" checks one holds it in memory: take at most {most}"
+            if most
+            else f"a row of {largest:,} bytes is too long"
+        )
     rows = unit_rows or max(1, min(UNIT_BYTES // largest, spec_unit_rows))
     return Layout(rows, batch_size, {name: _chunk_rows(spec, rows) for name, spec in arrays.items()})
+
+
+def check_size(n_rows: int, unit_rows: int, where: object) -> None:
+    """Raises UserError for more rows or units than a reader of stores believes; it says which `--unit-rows` would do.
+
+    n_rows: of a store, with the padding between its extents. where: whose they are, for the message.
+    """
+    count = -(-n_rows // unit_rows)
+    if n_rows > limits.MOST_ROWS or (count * unit_rows > limits.MOST_ROWS and count <= limits.MOST_UNITS):
+        raise UserError(
+            f"{where}: {n_rows:,} rows in whole units are more than the {limits.MOST_ROWS:,} that a store may have:"
+            " take a longer step (--hop), fewer draws, or part of the videos"
+        )
+    if count > limits.MOST_UNITS:
+        raise UserError(
+            f"{where}: {n_rows:,} rows in units of {unit_rows:,} are more than the {limits.MOST_UNITS:,} units that a"
+            f" store may have; a new store holds them with --unit-rows {-(-n_rows // limits.MOST_UNITS)} or more"
+        )
 
 
 def _chunk_rows(spec: ArraySpec, unit_rows: int) -> int:

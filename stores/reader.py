@@ -13,8 +13,9 @@ from errors import UserError
 from .commit import Failures, commit_unit
 from .extensions import finish_growth
 from .files import StoreFiles, open_files, require_writable
-from .manifest import FAILED, OK, PENDING, Manifest, readable_json, write_durable
+from .manifest import FAILED, OK, PENDING, DamagedStore, Manifest, readable_json, write_durable
 from .plan import Unit, units
+from .version import Watch
 from .zarr_store import ZSTD_LEVEL, DamagedRow, create_folder, safe_name
 
 STATUS_NAMES = ("pending", "ok", "failed", "absent")
@@ -89,11 +90,16 @@ class Store:
     manifest: what the store says about itself. rows, clips, videos: tables (texts, labels, events: tables, or
     None). Row i of the store is row i of `rows` and of every array. Safe to share between threads; a process
     forked after a read must open nothing (start workers with spawn or forkserver); may be pickled.
+
+    It stays the version that was opened: tables, `len` and, of a sealed store, status do not follow what grows, is
+    relabelled or sealed meanwhile (open it again for that); of an unsealed one `status` does. What cannot be had any
+    more as it was raises StoreChanged: rows of a video that was replaced and computed anew, another store in its place.
     """
 
     def __init__(self, path: str | os.PathLike):
         self._files = open_files(path)
         self._status: np.ndarray | None = None
+        self._watch = Watch(self._files)
 
     def __reduce__(self):
         return open_store, (str(self.path),)
@@ -163,10 +169,12 @@ class Store:
 
     def unit(self, index: int) -> Unit:
         """The unit of this number."""
-        for unit in self.units:
-            if unit.index == int(index):
-                return unit
-        raise IndexError(f"{self.path} has {len(self.units)} units, there is no unit {int(index)}")
+        index, size = int(index), self.manifest.layout.unit_rows
+        for extent in self.manifest.extents:  # without listing all units: an archive has many
+            first, count = extent
+            if 0 <= index * size - first < count:
+                return units((index * size, min(size, first + count - index * size)), size)[0]
+        raise IndexError(f"{self.path} has {len(self.units)} units, there is no unit {index}")
 
     # --------------------------------------------------------------------------------------------- reading
 
@@ -188,7 +196,7 @@ class Store:
         rows: row indices, any order, repeated or not; neighbours cost little (one chunk may hold several).
         missing: None raises RowNotReady for a row that is not ok; "nan" gives NaN (-1 in integers, 0 in text)
         for the rows that were not ok when this object last read the status.
-        Raises DamagedShard, DamagedRow: never returns fill values for what was lost.
+        Raises DamagedShard, DamagedRow: never returns fill values for what was lost; StoreChanged.
         """
         spec = self.manifest.arrays.get(name)
         if spec is None:
@@ -209,6 +217,19 @@ class Store:
         return out
 
     def _values(self, name: str, rows: np.ndarray) -> np.ndarray:
+        try:
+            values = self._with_values(name, rows)
+        except DamagedStore as error:
+            self._watch.explain(error)
+            if not self.sealed and ((now := self.status())[rows] != OK).any():  # they were reset by a repair
+                raise self._not_ready(rows, now) from error
+            raise
+        replaced = self._watch.replaced_videos()
+        if replaced is not None and replaced[self.rows["video"][rows]].any():
+            raise self._watch.changed()
+        return values
+
+    def _with_values(self, name: str, rows: np.ndarray) -> np.ndarray:
         values = self._files.read(name, rows)
         has_value = self.manifest.arrays[name].has_value(values)
         if not has_value.all():

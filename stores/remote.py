@@ -1,14 +1,16 @@
 """Stores at the other end of a network, read-only: `https://host/path/NAME.zarr`, `s3://bucket/path/NAME.zarr`.
 
 Every request goes through tensorstore, in parallel, with a few retries and a time limit. What was fetched of the
-arrays stays in a cache in memory of bounded size; shards are read by ranges, so a batch costs its own chunks.
+arrays stays in a cache in memory of bounded size; shards are read by ranges, so a batch costs its own chunks. The
+server must know range requests and, for stores that change under their readers, ETag and If-Match, as S3, nginx,
+Apache and `serve` do: a range is then never taken from a newer file than the index that says where it lies.
 """
 
 import functools
 import os
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,7 +19,9 @@ import numpy as np
 from errors import MachineError, UserError
 
 from .columns import decode_column
+from .extensions import FOLDER, Extension, applied
 from .manifest import FAILED, DamagedStore, Manifest, NotAStore, parse_json, sha256
+from .version import StoreChanged
 from .zarr_store import STATUS, DamagedShard, ZarrFiles, parse_root, tensorstore
 
 CACHE_BYTES = 256 * 1024 * 1024
@@ -69,6 +73,7 @@ class RemoteFiles(ZarrFiles):
 
     def fetch(self, names: Sequence[str]) -> list[bytes | None]:
         """The content of files of the store, all asked for at once; None where the server has no such file."""
+        tensorstore()  # which refuses a forked process; handles that it inherited would end it
         answers = [self.objects.read(name) for name in names]
         return [self._answer(name, answer) for name, answer in zip(names, answers, strict=True)]
 
@@ -103,14 +108,45 @@ class RemoteFiles(ZarrFiles):
             raise DamagedStore(f"{self.path / name} is not valid JSON: the file was damaged") from error
 
     def has_grown(self, name: str, data: bytes) -> bool:
-        now = parse_root(self.read_file("zarr.json"), self.path)
-        return now.hashes.get(name) == sha256(data) and len(now.extents) > len(self.manifest.extents)
+        now, found = self._manifest_now(), sha256(data)
+        if now.hashes.get(name) == found:
+            return applied(now) > applied(self.manifest)
+        return any(extension.hashes().get(name) == found for extension in self._later())
+
+    def _manifest_now(self) -> Manifest:
+        return parse_root(self.read_file("zarr.json"), self.path)
+
+    def _later(self) -> Iterator[Extension]:
+        """The extensions that came after this manifest, applied or not."""
+        k = applied(self.manifest)
+        while (data := self.fetch([name := f"{FOLDER}/{k}/record.json"])[0]) is not None:
+            try:
+                yield Extension.from_json(parse_json(data))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DamagedStore(f"{self.path / name} is damaged: its record cannot be read") from error
+            k += 1
 
     # -- tables and status
 
     def column(self, name: str) -> np.ndarray:
+        """A whole column as it was when the store was opened. Raises StoreChanged for one that was replaced since."""
         length = self.manifest.tables.get(name.partition("/")[0])
-        return self._column(name, self.metadata(name))[:length]
+        try:
+            values = self._column(name, self.metadata(name))[:length]
+        except DamagedStore as error:
+            self._refuse_replaced(name, error)
+            raise
+        self._refuse_replaced(name)  # looked at after reading: what was read may be half of each
+        return values
+
+    def _refuse_replaced(self, name: str, error: Exception | None = None) -> None:
+        if self.manifest.seal and self._manifest_now() == self.manifest:
+            return  # a sealed store is unsealed before anything of it changes
+        if any(name in extension.replaced for extension in self._later()):
+            raise StoreChanged(
+                f"{self.path} was relabelled after it was opened, or is being so: {name} is not what it was. Open it"
+                " again; if that does not help, whoever keeps the store has to run the relabelling again"
+            ) from error
 
     def status(self) -> np.ndarray:
         if self.manifest.seal:
@@ -139,6 +175,19 @@ class RemoteFiles(ZarrFiles):
         return dict(sorted(found.items()))
 
     # -- data
+
+    def read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """As of a folder. What was fetched before is asked for anew ere it is called damaged: a shard may have been
+        replaced since (its failed rows extracted again), and the kept index and chunks say nothing about the new one.
+        """
+        try:
+            values = super().read(name, rows)
+        except DamagedStore:
+            values = None
+        if values is not None and self.manifest.arrays[name].has_value(values).all():
+            return values
+        self._arrays.pop((name, False), None)  # opened again, tensorstore takes nothing older from its cache
+        return super().read(name, rows)
 
     def storage(self, array: str) -> dict:
         fixed = {"open": True, "assume_metadata": True, "recheck_cached_data": "open"}
@@ -180,6 +229,8 @@ def _checked(url: str) -> Url:
     if not parts.netloc or not path.rstrip("/").endswith(".zarr") or parts.query or parts.fragment:
         what = "ends in NAME.zarr, and has no ? or #"
         hint = " Download an HDF5 store and open the file." if path.endswith((".h5", ".hdf5")) else ""
+        if parts.netloc and not hint and not url.startswith("s3://"):
+            hint = " `catalog ADDRESS` lists the stores that a `serve` offers."
         raise UserError(f"the address of a store {what}: got {url}.{hint}")
     if ".." in path.split("/") or "\0" in path or parts.username or parts.password:
         raise UserError(f"the address of a store holds no '..' and no password: got {parts.hostname}{parts.path}")

@@ -17,7 +17,8 @@ class RowCache:
 
     arrays: (store, array, first) of what will be read; of rows (M, ...), only the first `first` of M are kept (None:
     all). most: bytes that may be kept. Safe to share between threads. Kept rows are not sent to other processes:
-    those read what they need.
+    those read what they need. Like the stores given, which stay the version that was opened, it follows nothing that
+    happens to them later: for a new seal, open them again and make another.
     """
 
     def __init__(self, arrays: Iterable[tuple[Store, str, int | None]], most: int):

@@ -4,6 +4,7 @@ Only files of stores are served (`NAME.zarr` folders, `NAME.h5` files below the 
 and nothing outside the root, whatever the path or a symbolic link says. `/` lists the stores as JSON.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -41,13 +42,10 @@ def serve(
     started: called with the URL. log: called with a line a request.
     Raises UserError: no such folder, the address is taken or not this machine's.
     """
-    with make_server(root, host, port, log) as server:
+    with make_server(root, host, port, log) as server, contextlib.suppress(KeyboardInterrupt):
         if started:
             started(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            server.shutdown_requested = True
+        server.serve_forever()
 
 
 class StoreServer(ThreadingHTTPServer):
@@ -215,8 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
             "Last-Modified": formatdate(facts.st_mtime, usegmt=True),
             "Accept-Ranges": "bytes",
         }
-        known = [tag.strip().removeprefix("W/") for tag in self.headers.get("If-None-Match", "").split(",")]
-        if headers["ETag"] in known or known == ["*"]:
+        if "If-Match" in self.headers and not self._names(headers["ETag"], "If-Match"):
+            return self._text(HTTPStatus.PRECONDITION_FAILED, "the file has changed")
+        if self._names(headers["ETag"], "If-None-Match"):
             return self._head(HTTPStatus.NOT_MODIFIED, headers)
         wanted = self.headers.get("Range")
         if self.headers.get("If-Range", headers["ETag"]) != headers["ETag"]:
@@ -236,6 +235,11 @@ class _Handler(BaseHTTPRequestHandler):
             sent = self.connection.sendfile(file, start, stop - start)
             if sent < stop - start:  # the file became shorter: the client must notice
                 self.close_connection = True
+
+    def _names(self, tag: str, condition: str) -> bool:
+        """Whether a header of conditions names this ETag."""
+        known = [name.strip().removeprefix("W/") for name in self.headers.get(condition, "").split(",")]
+        return tag in known or known == ["*"]
 
     def _head(self, status: HTTPStatus, headers: dict[str, str]):
         self.send_response(status)

@@ -155,6 +155,37 @@ def test_npy_is_laid_out_as_video_features_does(tmp_path):
         import_features("npy", out, "d", ["vggish"], tmp_path / "x", options={"stride": 1})
 
 
+def test_features_of_one_video_share_one_file_of_times(tmp_path):
+    """video_features has a folder for what was made in one run; other features would get times that are not theirs."""
+    rgb, _ = make(tmp_path, "rgb")
+    audio, _ = make(tmp_path, "audio", step=0.96, window=0.96)
+    few, _ = make(tmp_path, "few", status=[OK] + [FAILED] + [OK] * 10)
+    for other, missing in ((audio, "error"), (few, "skip")):
+        with pytest.raises(UserError, match="P01_01: rgb and other do not have the same times.*export them one by one"):
+            export_features("npy", {"rgb": rgb, "other": other}, tmp_path / "out", missing=missing)
+        assert not (tmp_path / "out").exists()
+    made = tmp_path / "i3d"  # as the tool itself leaves it: rgb, flow, fps, timestamps_ms; of r21d no times
+    made.mkdir()
+    for video, n in (("a_b", 3), ("a", 2)):
+        for feature in ("rgb", "flow"):
+            np.save(made / f"{video}_{feature}.npy", np.full((n, C), n + (feature == "flow")))
+        np.save(made / f"{video}_fps.npy", np.array(25.0))
+        np.save(made / f"{video}_timestamps_ms.npy", 1000.0 + 500 * np.arange(n))
+    np.save(made / "a_b_r21d.npy", np.ones((7, C)))
+    paths = import_features("npy", made, "d", None, tmp_path / "in", dtype="float32", options={"window_s": 0.5})
+    stores = {path.stem: open_store(path) for path in paths}
+    assert set(stores) == {"npy_rgb", "npy_flow", "npy_r21d"}
+    for name in ("npy_rgb", "npy_flow"):
+        store = stores[name]
+        assert store.videos["name"].tolist() == ["a", "a_b"]
+        assert store.rows["stop_s"].tolist() == [1.0, 1.5, 1.0, 1.5, 2.0] and store.rows["start_s"][0] == 0.5
+        assert store.read("vector", [0, 2])[:, 0].tolist() == [2 + (name == "npy_flow"), 3 + (name == "npy_flow")]
+    lone = stores["npy_r21d"]
+    assert lone.videos["name"].tolist() == ["a_b"] and np.isnan(lone.rows["stop_s"]).all()
+    with pytest.raises(UserError, match="laid out as video_features does. Import it as npy"):
+        import_features("actionformer", made, "d", None, tmp_path / "in")
+
+
 def test_lmdb_is_laid_out_as_rulstm_reads_it(tmp_path):
     lmdb = pytest.importorskip("lmdb")
     source, held = make(tmp_path, step=0.5, window=0.0)
@@ -212,6 +243,34 @@ def test_webdataset_reads_the_shards(tmp_path):
         tar.add(tmp_path / "x.npy", "some/v1.npy")
     store = back("webdataset", tmp_path / "plain.tar", tmp_path, "features")
     assert store.videos["name"].tolist() == ["some/v1"] and np.isnan(store.rows["start_s"]).all()
+
+
+@pytest.mark.parametrize("names", [["v.i3d.npy"] * 2, ["v.npy", "v.features.npy"], ["v.i3d.npy", "v.json", "v.json"]])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_member_that_is_there_twice_is_refused(tmp_path, names, shards):
+    np.save(tmp_path / "x.npy", np.ones((2, C), np.float32))
+    (tmp_path / "x.json").write_text("{}")
+    (tmp_path / "in").mkdir()
+    for number, part in enumerate([names[:-1], names[-1:]] if shards == 2 else [names]):
+        with tarfile.open(tmp_path / "in" / f"shard-{number}.tar", "w") as tar:
+            for name in part:
+                tar.add(tmp_path / ("x.json" if name.endswith("json") else "x.npy"), name)
+    with pytest.raises(UserError, match=rf"{names[-1]}: shard-0.tar has it already.*nobody can say"):
+        import_features("webdataset", tmp_path / "in", "d", None, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_names_that_look_alike_are_members_of_their_own(tmp_path):
+    """What `webdataset` would take for one sample, or one member, is written as two."""
+    source, held = make(tmp_path, videos=("a.b", "a", "a%2Eb"))
+    out = export_features("webdataset", {"b.npy": source, "b": source, "json": source}, tmp_path / "out")
+    with tarfile.open(next(out.glob("*.tar"))) as tar:
+        assert len(tar.getnames()) == len(set(tar.getnames())) == 3 * 4
+    for expert in ("b.npy", "b", "json"):
+        (path,) = import_features("webdataset", out, "d", [expert], tmp_path / expert, dtype="float32")
+        store = open_store(path)
+        for video, (values, *_) in held.items():
+            assert np.array_equal(store.read("vector", rows_of(store, video)), values)
 
 
 def test_mmt_h5_is_read_as_mmt_does(tmp_path):

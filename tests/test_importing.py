@@ -141,6 +141,21 @@ def test_import_into_a_dataset(mmt, tmp_path):
         import_features("mmt", root, make_dataset(["v_a"]), ["rgb"], tmp_path / "other")
 
 
+@pytest.mark.parametrize("depth", ["", "../../../../"])
+def test_no_name_of_a_video_leads_out_of_the_dump(mmt, tmp_path, depth):
+    """A file that is not the dump's, by its whole path and by a way up: it is not read, and the row says why."""
+    root, _ = mmt
+    with h5py.File(tmp_path / "outside.h5", "w") as file:
+        file["features.rgb"] = np.ones((1, 5), np.float32)
+    name = str(tmp_path / "outside") if not depth else f"v/i/d/{depth}" + str(tmp_path / "outside").lstrip("/")
+    (path,) = import_features("mmt", root, make_dataset(["video0", name, "..", "/"]), ["rgb"], tmp_path / "out")
+    found = imported(path)
+    assert [found[v][0].tolist() for v in (name, "..", "/")] == [[FAILED]] * 3
+    assert {code for code, _ in open_store(path).failures().values()} == {"not_in_dump"}
+    with pytest.raises(UserError, match="has no video"):
+        next(read_mmt(root, "rgb", [name]))
+
+
 def test_import_resumes_and_refuses_another_dump(mmt, tmp_path, monkeypatch):
     from pipelines import importing
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 from pathlib import Path
 
 import media
@@ -13,7 +14,8 @@ import pytest
 from errors import UserError
 from pipelines import Extraction, extract, plan_extraction
 from pipelines.estimate import describe_job
-from stores import OK, open_store, verify
+from stores import OK, copy_store, open_store, verify
+from stores.serve import make_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning")
 
@@ -270,6 +272,26 @@ def test_a_read_only_store_is_usable_and_left_as_it_is(videos, lab, tmp_path):
             path.chmod(0o755 if path.is_dir() else 0o644)
     assert sum(report.copied.values()) == 2 and not report.computed
     assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+
+
+def test_a_served_root_is_refused_and_a_copy_of_its_store_is_used(videos, lab, tmp_path, monkeypatch):
+    """An address is no folder to look through; what the refusal says to do instead works."""
+    server = make_server(lab, log=lambda line: None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        csv = dataset(tmp_path, "part", [CLIPS[0], "one,1.2,2.4"])
+        with pytest.raises(UserError, match=r"a root is a folder.*store copy ADDRESS"):
+            extract(ask(csv, videos, tmp_path / "mine", Path(server.url)))
+        monkeypatch.setenv("CLIPBANK_FEATURES", f"{tmp_path / 'mine'}:{server.url}")
+        with pytest.raises(UserError, match="a root is a folder"):
+            extract(ask(csv, videos))
+        assert not (tmp_path / "mine").exists()
+        copy_store(f"{server.url}/whole/tiny3d.zarr", tmp_path / "theirs" / "whole" / "tiny3d.zarr")
+    finally:
+        server.shutdown()
+        server.server_close()
+    (report,) = extract(ask(csv, videos, tmp_path / "mine", tmp_path / "theirs"))
+    assert sum(report.copied.values()) == 1 and report.computed == 1 and report.complete
 
 
 def test_a_setgid_folder_keeps_its_group_and_umask(videos, tmp_path):

@@ -1,6 +1,7 @@
 """Copies, merges, comparisons and relabelling of stores: values, bytes, recipes, stops in between, refusals."""
 
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -179,6 +180,36 @@ def test_copies_go_on_after_a_stop_and_take_what_came_later(tmp_path):
     fill_by_clip(source)
     assert copy_store(source, tmp_path / "b.zarr").sealed
     assert not same_tree(tmp_path / "whole.zarr", tmp_path / "b.zarr")
+
+
+@pytest.mark.parametrize("made", ["at once", "one begun before"])
+def test_two_copies_into_one_target_at_once(tmp_path, made):
+    """Whoever is first with a file, the store is that of one copy."""
+    source = new_store(tmp_path / "s.zarr", 12, unit_rows=2, arrays=SMALL)
+    fill(source, failed=(3,))
+    whole = copy_store(source.path, tmp_path / "whole" / "c.zarr")
+    target, start, found = tmp_path / "c.zarr", threading.Barrier(2), []
+
+    def copy(source, progress=None):
+        start.wait()
+        found.append(copy_store(source.path, target, progress=progress))
+
+    if made == "one begun before":
+
+        def stop(done, total):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            copy_store(source.path, target, progress=stop)
+    threads = [threading.Thread(target=copy, args=(open_store(source.path),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2 and open_store(target).sealed and verify(target) == []
+    assert same_tree(target, whole.path) == []
+    with pytest.raises(UserError, match="is another store: .*cut otherwise"):
+        copy_store(source.path, target, unit_rows=3)
 
 
 def test_a_damaged_source_is_named_and_nothing_of_it_is_copied(tmp_path):

@@ -20,12 +20,15 @@ from stores import (
     ArraySpec,
     add_arrays,
     begin_arrays,
+    copy_store,
     extend,
     finish_growth,
     info,
+    limits,
     match_rows,
     open_store,
     plan_growth,
+    plan_layout,
     replace_columns,
     verify,
 )
@@ -323,6 +326,26 @@ def test_processes_that_extend_at_once_and_one_that_dies(tmp_path):
     fill(store)
     store.seal()
     assert verify(store.path) == []
+
+
+def test_more_units_than_a_store_may_have_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    """A reader believes only so many: a store that outgrew them could not be opened any more."""
+    store = new_store(tmp_path / "s.zarr", 6, unit_rows=4, arrays=SMALL)
+    fill(store)
+    before = {p: p.stat().st_mtime_ns for p in store.path.rglob("*")}
+    monkeypatch.setattr(limits, "MOST_UNITS", 3)
+    with pytest.raises(UserError, match=r"s\.zarr: 28 rows in units of 4 are more than the 3 units.*--unit-rows 10 or"):
+        extend(store.path, **grown_tables(10))
+    with pytest.raises(UserError, match=r"6 rows in units of 1 are more than the 3 units.*--unit-rows 2 or"):
+        copy_store(store.path, tmp_path / "c.zarr", unit_rows=1)
+    assert {p: p.stat().st_mtime_ns for p in store.path.rglob("*")} == before and not (tmp_path / "c.zarr").exists()
+    monkeypatch.setattr(limits, "MOST_ROWS", 27)
+    with pytest.raises(UserError, match="28 rows in whole units are more than the 27 that a store may have"):
+        extend(store.path, **grown_tables(10))
+    monkeypatch.undo()
+    assert len(extend(store.path, **grown_tables(10))) == 28
+    with pytest.raises(UserError, match=r"--unit-rows 100000: units of 6,560,000,000 bytes.*at most 65472"):
+        plan_layout(SMALL, 64, batch_size=1, unit_rows=100_000)
 
 
 def test_who_loses_the_race_for_a_number_plans_again(tmp_path, monkeypatch):

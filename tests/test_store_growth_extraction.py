@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import media
 import numpy as np
 import pytest
 
-from errors import UserError
-from pipelines import extract
+from errors import MachineError, UserError
+from pipelines import extract, plan_extraction
+from pipelines.estimate import describe_job
 from pipelines.repair import repair
-from stores import open_store, verify
+from stores import RowNotReady, limits, open_store, verify
+from stores.zarr_store import ZarrFiles
 from tests.store_samples import same_tree
 from tests.test_extraction import ask, write_csv
 
@@ -62,6 +65,37 @@ def test_more_clips_and_videos_extend_the_store_and_equal_one_made_at_once(kitch
     assert all(np.allclose(after[name], expected[name], atol=2e-3) for name in expected)
     (again,) = extract(ask(folder, tmp_path / "f", draws=0))
     assert again.complete and "nothing to do" in again.summary()
+
+
+def test_clips_that_the_annotations_have_no_more_stay_and_are_named(kitchen, tmp_path):
+    folder = copy_of(kitchen, tmp_path / "k")
+    write_csv(folder / "small.csv", [f"{clip},one,{clip[1:]}.0,1.5" for clip in ("c0", "c1")], "id,video,start,stop")
+    (first,) = extract(ask(folder, tmp_path / "f", draws=0))
+    assert first.clips_gone == []
+    before = values_by_name(open_store(first.store))
+    write_csv(folder / "small.csv", ["c1,one,1.0,1.5", "c2,two,0.0,1.0"], "id,video,start,stop")
+    request = ask(folder, tmp_path / "f", draws=0)
+    facts = describe_job(plan_extraction(request)[0], None)
+    assert (facts["clips_gone"], facts["clips_gone_such_as"], facts["rows_to_add"]) == (1, ["c0"], 1)
+    (report,) = extract(request)
+    assert report.clips_gone == ["c0"] and report.complete and report.computed == 1
+    assert (
+        "1 clips of the store are not in the annotations any more; they stay, with their rows: c0" in report.summary()
+    )
+    store = open_store(report.store)
+    assert len(store.ok) == 3 and verify(store.path) == []
+    assert all(np.array_equal(values_by_name(store)[name], value) for name, value in before.items())
+
+
+def test_more_units_than_a_store_may_have_are_refused_by_the_plan(kitchen, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MOST_UNITS", 2)
+    for ask_for in (plan_extraction, extract):
+        with pytest.raises(UserError, match=r"tiny3d.zarr: 3 rows in units of 1 .* 2 units .*--unit-rows 2 or more"):
+            ask_for(ask(kitchen, tmp_path / "f", draws=0, unit_rows=1))
+    assert not (tmp_path / "f").exists()
+    (report,) = extract(ask(kitchen, tmp_path / "f", draws=0, unit_rows=2))
+    assert report.complete
+    plan_extraction(ask(kitchen, tmp_path / "f", draws=0, unit_rows=1))  # the store is there, and is cut already
 
 
 def test_a_moved_annotation_stays_refused(tmp_path, kitchen):
@@ -128,6 +162,74 @@ def test_failed_rows_are_repaired_when_their_video_is_mended(kitchen, tmp_path):
     (folder / "videos" / "two.mp4").write_bytes(whole)
     done = repair(report.store, **where)
     assert done.failed == {} and done.computed == 1 and done.sealed == 2 and verify(report.store) == []
+
+
+def lookers(path: Path):
+    """A reader from before, and what each reader says of every row: it has the value, or there is an error."""
+    before = open_store(path)
+    values = {row: before.read("vector", [row])[0].tolist() for row in before.ok.tolist()}
+
+    def look() -> None:
+        for reader in (before, open_store(path)):
+            for row, value in values.items():
+                try:
+                    assert reader.read("vector", [row])[0].tolist() == value, "never a fill value"
+                except (MachineError, RowNotReady):
+                    continue
+
+    return look
+
+
+@pytest.mark.parametrize("again", ["repair", "extract"])
+@pytest.mark.parametrize("stopped_by", ["no dataset", "no space", "no probe"])
+def test_a_repair_that_fails_midway_says_so_and_is_gone_on_with(kitchen, tmp_path, monkeypatch, stopped_by, again):
+    folder = copy_of(kitchen, tmp_path / "k")
+    (first,) = extract(ask(folder, tmp_path / "f", draws=0))
+    path = Path(first.store)
+    whole = shutil.copytree(path, tmp_path / "whole.zarr")
+    where = {"dataset": str(folder / "small.csv"), "videos": folder / "videos"}
+    look, put = lookers(path), ZarrFiles.put
+    if stopped_by == "no probe":  # of a video whose rows are whole
+        (path / "probes/one.json").write_bytes(b"")
+        (path / "sealed/1/videos/fps/c.0").unlink()
+    else:
+        (path / "data/vector/c.0.0").write_bytes((path / "data/vector/c.0.0").read_bytes()[:-9])
+    look()
+
+    def fails(self, name, data, generation):
+        look()
+        if name.startswith("data/"):
+            raise MachineError("no space left to write")
+        return put(self, name, data, generation)
+
+    if stopped_by == "no space":
+        monkeypatch.setattr(ZarrFiles, "put", fails)
+    message = "no space left to write" if stopped_by == "no space" else "is of a CSV of your own"
+    with pytest.raises((UserError, MachineError), match=rf"(?s){message}.*was sealed and is not now.*repair again, or"):
+        repair(path, **(where if stopped_by == "no space" else {}))
+    monkeypatch.undo()
+    look()
+    assert not open_store(path).sealed
+    report = repair(path, **where) if again == "repair" else extract(ask(folder, tmp_path / "f", draws=0))[0]
+    assert report.pending == 0 and report.sealed == 1 + (stopped_by == "no probe")  # whose seal was damaged, too
+    look()
+    assert verify(path) == [] and open_store(path).probe("one") == open_store(whole).probe("one")
+    assert [name for name in same_tree(path, whole) if not name.startswith("sealed/") and name != "zarr.json"] == []
+    assert stopped_by == "no probe" or same_tree(path, whole) == []
+
+
+def test_a_repair_that_is_stopped_says_that_the_store_is_not_sealed(kitchen, tmp_path):
+    folder = copy_of(kitchen, tmp_path / "k")
+    (first,) = extract(ask(folder, tmp_path / "f", draws=0))
+    (Path(first.store) / "data/vector/c.0.0").unlink()
+    where = {"dataset": str(folder / "small.csv"), "videos": folder / "videos"}
+    stop = threading.Event()
+    stop.set()
+    report = repair(first.store, stop=stop, **where)
+    assert report.lost_its_seal and report.pending == 2 and report.sealed is None
+    assert "was sealed and is not now" in report.summary()
+    report = repair(first.store, **where)
+    assert report.sealed == 1 and not report.lost_its_seal and "is not now" not in report.summary()
 
 
 @pytest.mark.parametrize("axis", ["clip", "frame"])

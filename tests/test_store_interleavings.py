@@ -1,10 +1,12 @@
 """Two workers commit one unit, one of which sees failures: every order of their steps, one after another.
 
-A step is a reading of the unit, a file that is written, or the look back at the end. Each worker is a thread that
-waits for its turn before each step, so an order is a list of turns, and all orders can be run through. Whatever a
-reader finds between two steps is also what two kills at that moment leave.
+A step is the reading of a unit, a file that is written, or the look back at the end. Each worker is a thread that
+waits for its turn before each step, so an order is a list of turns, and all orders can be run through. Of orders that
+come to the same state (the same files, and the same known to each worker) one goes on for all: what follows is the
+same. Whatever a reader finds between two steps is also what two kills at that moment leave.
 """
 
+import hashlib
 import os
 import shutil
 import threading
@@ -14,23 +16,33 @@ import numpy as np
 import pytest
 
 import stores.commit as commit
+import stores.zarr_store as zarr_store
 from stores import FAILED, OK, PENDING, ArraySpec, DamagedStore, open_store, verify
+from stores.shards import tensorstore
 from stores.zarr_store import ZarrFiles
 from tests.store_samples import new_store, values
 
 VECTOR = {"vector": ArraySpec((3,), "float32")}
 PICTURES = {"flow": ArraySpec((2, 3, 2), "uint8")}
+ONE = {"n_padded": ArraySpec((), "int16")}
 N = 2
 AGREED = {"first": [OK, OK], "second": [OK, FAILED]}
 CROSSED = {"first": [OK, FAILED], "second": [FAILED, OK]}
 
 
+class Abandoned(BaseException):
+    """Ends a worker whose order is not gone on with."""
+
+
 class Schedule:
     """Lets one of two threads go on at a time. `turns`: who goes first, second, ...; then whoever can."""
 
-    def __init__(self, turns: tuple[int, ...], between):
-        self.turns, self.between = list(turns), between
-        self.taken: list[tuple[int, tuple[int, ...]]] = []  # (who went, who could have gone)
+    def __init__(self, turns: tuple[int, ...], between, disk, met=frozenset()):
+        self.turns, self.between, self.disk, self.met = list(turns), between, disk, met
+        self.abandoned = False  # a state was met again: what follows is known
+        self.taken: list[tuple[int, tuple[int, ...], tuple]] = []  # (who went, who could have gone, in which state)
+        self.known: dict[int, list] = {0: [], 1: []}  # what each worker has found out since its attempt began
+        self.held: dict[int, dict] = {0: {}, 1: {}}  # {file: which file it was} that it will replace if it still is
         self.waiting: set[int] = set()
         self.running = {0, 1}
         self.changed = threading.Condition()
@@ -45,8 +57,31 @@ class Schedule:
             self.current = None
             self.waiting.add(me)
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.current == me)
+            self.changed.wait_for(lambda: self.current == me or self.abandoned)
             self.waiting.discard(me)
+            if self.abandoned:
+                raise Abandoned
+
+    def note(self, what, begins: bool = False) -> None:
+        """What a worker has just found out; all that it does later follows from these."""
+        if (me := getattr(self.mine, "number", None)) is not None:
+            self.known[me] = [what] if begins else [*self.known[me], what]
+            self.held[me] = {} if begins else self.held[me]
+
+    def hold(self, path: Path) -> None:
+        """A file that a worker has just read."""
+        if (me := getattr(self.mine, "number", None)) is not None:
+            self.held[me][path] = _which(path)
+
+    def state(self) -> tuple:
+        """The files, and of each worker that is not done what it knows, and which of its files are still those."""
+        minds = [
+            (tuple(self.known[me]), tuple(sorted((str(p), _which(p) == was) for p, was in self.held[me].items())))
+            if me in self.running
+            else None
+            for me in (0, 1)
+        ]
+        return (self.disk(), *minds)
 
     def run(self, works) -> list[BaseException]:
         problems: list[BaseException] = []
@@ -55,7 +90,10 @@ class Schedule:
             self.mine.number = number
             try:
                 self.step()
+                self.note("begun")
                 work()
+            except Abandoned:
+                pass  # the order it was in is gone on with elsewhere
             except BaseException as error:
                 problems.append(error)
             with self.changed:
@@ -72,40 +110,49 @@ class Schedule:
                 if not self.running:
                     break
                 able = tuple(sorted(self.waiting))
-            self.between()
+            if self.turns:  # as in the order that this one leaves here: looked at there
+                state = None
+            else:
+                state = self.state()
+                self.abandoned = state in self.met
+            if self.abandoned:
+                with self.changed:
+                    self.changed.notify_all()
+                break
+            if state is not None:
+                self.between()
             with self.changed:
                 wanted = self.turns.pop(0) if self.turns else able[0]
                 self.current = wanted if wanted in able else able[0]
-                self.taken.append((self.current, able))
+                self.taken.append((self.current, able, state))
                 self.changed.notify_all()
         for thread in threads:
             thread.join()
         return problems
 
 
-def every_order(run, switches: int) -> int:
-    """Calls run(turns) for every order with at most so many switches from a worker that could have gone on.
+def _which(path: Path) -> tuple | None:
+    """A file that was replaced is another one, whatever it holds."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
-    `run` returns the turns taken, with who could have gone each time; returns how many orders there are.
+
+def every_order(run, most: int | None = None) -> tuple[int, int]:
+    """Calls run(turns) until every order of the workers' steps has been gone through, as far as states differ.
+
+    run(turns, met) returns the turns taken, each with who could have gone and in which state, until a state that was
+    `met` before: whoever met it first goes on from it in every way. Returns how many orders were run, and
+    how many states were met. most: only so many orders, drawn from those that are left.
     """
-    count, todo = 0, [()]
-    while todo:
-        turns = todo.pop()
-        taken = run(turns)
+    count, todo, met, rng = 0, [()], set(), np.random.default_rng(0)
+    while todo and count != most:
+        turns = todo.pop(int(rng.integers(len(todo))))
+        taken = run(turns, met)
         count += 1
         for at in range(len(turns), len(taken)):
-            who, able = taken[at]
-            for other in able:
-                order = (*(t for t, _ in taken[:at]), other)
-                if other != who and switched(taken[:at], other) <= switches:
-                    todo.append(order)
-    return count
-
-
-def switched(taken: list, last: int) -> int:
-    order = [who for who, _ in taken] + [last]
-    could = [able for _, able in taken] + [(0, 1)]
-    return sum(a != b and a in able for a, b, able in zip(order, order[1:], could[1:], strict=False))
+            who, able, state = taken[at]
+            met.add(state)
+            todo += [(*(t for t, *_ in taken[:at]), other) for other in able if other != who]
+    return count, len(met)
 
 
 @pytest.fixture
@@ -113,21 +160,53 @@ def steps(monkeypatch):
     """Makes every reading of a unit, every write and every look back a step of the schedule in `current`."""
     current: list[Schedule] = []
 
-    def stepped(owner, name):
+    def stepped(owner, name, after, waits=True):
         real = getattr(owner, name)
 
         def with_step(*arguments):
-            if current:
+            if not current:
+                return real(*arguments)
+            if waits:
                 current[0].step()
-            return real(*arguments)
+            found = real(*arguments)
+            after(current[0], arguments, found)
+            return found
 
         monkeypatch.setattr(owner, name, with_step)
 
-    for owner, name in [(commit, "_write_once"), (commit, "_write_failures"), (commit, "_reads_back")]:
-        stepped(owner, name)
-    stepped(ZarrFiles, "put")
+    def got(schedule, arguments, found):
+        schedule.note((arguments[1], found[0]))
+        schedule.hold(arguments[0].path / arguments[1])
+
+    stepped(ZarrFiles, "get", got, waits=False)
+    stepped(ZarrFiles, "read_json", lambda schedule, arguments, found: schedule.note(repr(found)), waits=False)
+    stepped(ZarrFiles, "put", lambda schedule, arguments, found: schedule.note((arguments[1], found)))
+    stepped(commit, "_write_failures", lambda schedule, arguments, found: schedule.note("failures"))
+    stepped(commit, "_reads_back", lambda schedule, arguments, found: schedule.note(found))
+    real = commit._write_once
+
+    def write_once(*arguments):
+        if current:
+            current[0].step()
+            current[0].note(arguments[-1].tobytes(), begins=True)  # rows that any attempt found ok
+        return real(*arguments)
+
+    monkeypatch.setattr(commit, "_write_once", write_once)
     monkeypatch.setattr(commit.time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # nobody cuts the power here, and orders are many
+    unsynced = tensorstore().Context({"file_io_locking": {"mode": "none"}, "file_io_sync": False})
+    monkeypatch.setattr(zarr_store, "_context", lambda: unsynced)
     return current
+
+
+def held_in(path: Path) -> bytes:
+    """A hash of the files that commits write."""
+    found = hashlib.sha256()
+    for folder in ("data", "failures", "rows/status"):
+        for file in sorted((path / folder).rglob("*")):
+            if file.is_file() and file.name != "zarr.json":
+                found.update(f"{file.relative_to(path)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return found.digest()
 
 
 class Campaign:
@@ -143,7 +222,7 @@ class Campaign:
         self.right = {name: self.values[name].astype(spec.dtype) for name, spec in store.manifest.arrays.items()}
         self.anybody = np.any([np.array(codes) == OK for codes in self.seen], axis=0)
 
-    def run(self, turns: tuple[int, ...]) -> list:
+    def run(self, turns: tuple[int, ...], met=frozenset()) -> list:
         """One order; returns the turns taken, with who could have gone."""
         self.orders += 1
         path = self.folder / f"{self.orders}.zarr"
@@ -164,12 +243,15 @@ class Campaign:
             why = {row: ("damaged", "x") for row, code in enumerate(codes) if code == FAILED}
             returned.append(open_store(path).commit(0, self.values, codes, why))
 
-        schedule = Schedule(turns, look)
+        schedule = Schedule(turns, look, lambda: held_in(path), met)
         self.steps[:] = [schedule]
         problems = schedule.run([lambda codes=codes: work(codes) for codes in self.seen])
         self.steps.clear()
-        order = [who for who, _ in schedule.taken]
+        order = [who for who, *_ in schedule.taken]
         assert problems == [], order
+        if schedule.abandoned:
+            shutil.rmtree(path)
+            return schedule.taken
         look()
         status = reader.status(0)
         assert np.isin(status[self.anybody], (OK, PENDING)).all(), (order, status)
@@ -183,33 +265,30 @@ class Campaign:
         return schedule.taken
 
     def verify(self, path: Path, order: list[int]) -> None:
-        names = sorted(p for p in path.rglob("*") if p.is_file())
-        held = b"".join(p.read_bytes() for p in names if p.name != "zarr.json")
+        held = held_in(path)
         if held not in self.verified:
             assert [f for f in verify(path) if f.severity == "error"] == [], order
             self.verified.add(held)
 
 
-SWITCHES = int(os.environ.get("CLIPBANK_TEST_SWITCHES", 1))
-"""Orders with at most so many switches are all run: 1 makes 50 a case, 2 about 200, 3 about 700."""
+MOST = None if os.environ.get("CLIPBANK_TEST_ALL_ORDERS") else 15
+"""Orders run a case. Those that differ are about a thousand, more with two arrays, and take minutes: a sample of them
+is drawn, the same every time, unless CLIPBANK_TEST_ALL_ORDERS is set, which runs all."""
 
 
 @pytest.mark.parametrize("seen", [AGREED, CROSSED], ids=["one fails a row", "each fails another row"])
-def test_no_order_of_two_commits_fails_an_ok_row_or_changes_a_value(tmp_path, steps, seen):
-    campaign = Campaign(tmp_path, steps, VECTOR, seen)
-    assert every_order(campaign.run, SWITCHES) == campaign.orders >= 40
-    assert len(campaign.again) < campaign.orders / 4
+@pytest.mark.parametrize("arrays", [ONE, VECTOR, PICTURES], ids=["one array", "vectors", "pictures"])
+def test_no_order_of_two_commits_fails_an_ok_row_or_changes_a_value(tmp_path, steps, arrays, seen):
+    """Of pictures a shard may have lost a row while the file beside it kept its own: it is not taken for black."""
+    campaign = Campaign(tmp_path, steps, arrays, seen)
+    orders, states = every_order(campaign.run, MOST)
+    assert orders == campaign.orders and states >= 50 and len(campaign.again) < orders / 2
 
 
 @pytest.mark.parametrize("arrays", [VECTOR, PICTURES], ids=["vectors", "pictures, which may begin with black"])
-def test_drawn_orders_with_any_number_of_switches(tmp_path, steps, arrays):
+def test_drawn_orders(tmp_path, steps, arrays):
+    """Whole orders, whatever state they come to."""
     campaign = Campaign(tmp_path, steps, arrays, CROSSED)
     rng = np.random.default_rng(0)
-    for _ in range(30):
-        campaign.run(tuple(rng.integers(0, 2, 40).tolist()))
-
-
-def test_pictures_in_every_order_of_few_switches(tmp_path, steps):
-    """A shard that lost a row while the file beside it kept its own: the row is not taken for a black picture."""
-    campaign = Campaign(tmp_path, steps, PICTURES, AGREED)
-    every_order(campaign.run, SWITCHES)
+    for _ in range(12):
+        campaign.run(tuple(rng.integers(0, 2, 60).tolist()))

@@ -4,9 +4,13 @@ import http.client
 import http.server
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from stores import ArraySpec, DamagedStore, NotAStore, RowNotReady, open_store, 
 from stores.serve import list_stores, make_server, parse_range
 from tests.store_samples import fill, new_store, values
 
+ROOT = Path(__file__).resolve().parents[1]
 ARRAYS = {"spatial": ArraySpec((2, 16400), "float16"), "vector": ArraySpec((3,), "float32")}
 
 
@@ -52,10 +57,12 @@ def test_a_sealed_store_opens_in_a_handful_of_requests(served):
     assert len(requests) == 3, requests  # the manifest, and the status of 100 units: its metadata and its one chunk
     requests.clear()
     remote.rows["start_s"], remote.clips["id"]
-    assert len(requests) == 4, requests
+    assert len(requests) == 6, (
+        requests
+    )  # of each its metadata and its one chunk; and whether they were replaced just now
     requests.clear()
     assert remote.geometry("a/b ü") == [1.0, 2.0, 3.0, 4.0]
-    assert len(requests) <= 4, requests
+    assert len(requests) <= 5, requests
 
 
 def test_a_batch_fetches_its_own_chunks_once(served):
@@ -71,6 +78,26 @@ def test_a_batch_fetches_its_own_chunks_once(served):
     requests.clear()
     np.testing.assert_array_equal(remote.read("spatial", [3, 6]), store.read("spatial", [3, 6]))
     assert requests == [], "what was fetched is kept"
+
+
+def test_a_forked_process_is_told_what_to_do_whatever_it_asks_for(served):
+    """tensorstore would end it, which a DataLoader reports as a worker that exited unexpectedly."""
+    root, url, _ = served
+    made(root / "toy/s.zarr")
+    code = (
+        "import os, sys, stores\n"
+        "s = stores.open_store(sys.argv[1]); asked = [lambda: s.clips['id'], s.status, lambda: s.probe(0)]\n"
+        "s.videos['name']\n"
+        "for ask in asked:\n"
+        "    if not (pid := os.fork()):\n"
+        "        try: ask()\n"
+        "        except stores.reader.UserError as e: os._exit(7 if 'spawn' in str(e) else 8)\n"
+        "        os._exit(9)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    command = [sys.executable, "-c", code, url + "toy/s.zarr"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["7"] * 3, done.stderr
 
 
 def test_the_cache_is_bounded():
@@ -120,6 +147,7 @@ def test_what_is_lost_or_damaged_is_an_error_never_a_fill_value(served):
     "url, why",
     [
         ("http://h/s.h5", "Download an HDF5 store"),
+        ("http://h/toy", "`catalog ADDRESS` lists"),
         ("http://h/s.zarr?x=1", "no \\? or #"),
         ("http:///s.zarr", "NAME.zarr"),
         ("http://h/../s.zarr", "no '..'"),
@@ -255,6 +283,9 @@ def test_ranges_and_conditions(served):
     tag = headers["ETag"]
     assert ask(url, path, If_None_Match=tag)[::2] == (304, b"")
     assert ask(url, path, If_None_Match='"other"')[0] == 200
+    assert ask(url, path, If_Match='"other"', Range="bytes=0-4")[0] == 412
+    assert ask(url, path, If_Match=f'"other", {tag}', Range="bytes=0-4")[::2] == (206, data[:5])
+    assert ask(url, path, If_Match="*")[0] == 200
     assert ask(url, path, Range="bytes=0-4", If_Range='"other"')[0] == 200
     assert parse_range(None, 5) is None and parse_range("bytes=1-", 5) == (1, 5)
 
@@ -356,6 +387,21 @@ def test_places_that_cannot_be_served(tmp_path, served):
         make_server(served[0], port=port)
     with pytest.raises(UserError, match="choose another"):
         make_server(served[0], host="203.0.113.1")
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_a_server_that_is_told_to_stop_ends_well(tmp_path, number):
+    made(tmp_path / "s.zarr")
+    command = [sys.executable, "cli.py", "serve", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            url = server.stderr.readline().split()[-1]
+            assert len(open_store(url + "s.zarr")) == 7
+            server.send_signal(number)
+            assert server.wait(20) == 0
+            assert "Traceback" not in server.stderr.read()
+        finally:
+            server.kill()
 
 
 # ----------------------------------------------------------------------------------------------------- S3

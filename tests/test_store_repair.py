@@ -1,5 +1,6 @@
 """A damaged store becomes what it was, byte for byte; what killed writers leave is collected."""
 
+import importlib
 import os
 import shutil
 import time
@@ -8,21 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import stores.manifest
 from errors import MachineError
+from pipelines.exporting import export_features
 from stores import (
     FAILED,
     OK,
     PENDING,
     ArraySpec,
+    Leases,
     begin_arrays,
     collect_garbage,
     extend,
     open_store,
+    pack,
     repair_store,
     reset_rows,
     seal_repaired,
     verify,
+    write_durable,
 )
+from stores.manifest import is_temporary
 from tests.store_samples import VIDEOS, fill, new_store, same_tree
 from tests.test_store_growth import SMALL, errors_of, grown_tables
 
@@ -113,6 +120,29 @@ def test_any_damaged_file_of_a_sealed_store_is_restored(sealed, tmp_path, harm):
         mended(path)
         assert same_tree(path, sealed) == [], name
         shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("harm", ["start", "middle", "end", "cut", "empty", "delete"])
+def test_verify_names_the_harmed_file_and_nothing_else(sealed, tmp_path, harm):
+    """Of a file of each kind of a sealed store, however it was harmed; `quick` where its size is another."""
+    path, kinds = shutil.copytree(sealed, tmp_path / "s.zarr"), {}
+    for name in files_in(path):
+        kinds.setdefault((name.partition("/")[0], kind_of(name).rpartition("/")[2]), []).append(name)
+    rng = np.random.default_rng([2, *map(ord, harm)])
+    for name in ["rows/status/c.0", "sealed/2/digests/path/c.0", *(str(rng.choice(names)) for names in kinds.values())]:
+        whole = (path / name).read_bytes()
+        body = bytearray(whole)
+        if harm in ("start", "middle", "end"):
+            body[{"start": 0, "middle": len(body) // 2, "end": -1}[harm]] ^= 1
+        (path / name).unlink()
+        if harm != "delete":
+            (path / name).write_bytes(body[: {"cut": len(body) // 2, "empty": 0}.get(harm, len(body))])
+        looks = [verify(path)] + ([verify(path, quick=True)] if harm in ("cut", "empty", "delete") else [])
+        for found in looks:
+            assert [(one.severity, one.path) for one in found] == [("error", name)], [harm, name, found]
+        (path / name).unlink(missing_ok=True)
+        (path / name).write_bytes(whole)
+    assert verify(path) == []
 
 
 def test_many_damages_at_once_are_restored(sealed, tmp_path):
@@ -261,6 +291,52 @@ def test_orphans_are_collected_and_live_writers_left_alone(tmp_path):
     assert collect_garbage(store.path).removed == {}
     fill(store)
     assert len(store.ok) == 8
+
+
+def test_every_temporary_name_is_collected_as_a_file_and_as_a_folder(tmp_path, monkeypatch):
+    """Whatever writers call what they have half written: each name they make is left behind, as the one and the other,
+    wherever they make it."""
+    made: list[Path] = []
+    beside = stores.manifest.temporary_beside
+
+    def noted(path):
+        made.append(beside(path))
+        return made[-1]
+
+    for module in ("manifest", "zarr_store", "extensions", "seal", "lease", "hdf5_pack"):
+        monkeypatch.setattr(importlib.import_module(f"stores.{module}"), "temporary_beside", noted)
+    monkeypatch.setattr(importlib.import_module("pipelines.exporting"), "temporary_beside", noted)
+    path = tmp_path / "f" / "s.zarr"
+    store = new_store(path, 6, unit_rows=4, arrays=SMALL)
+    store.write_probe("P01_01", PROBE)
+    with Leases(path, 1e-9) as one, Leases(path, 1e-9) as other:  # who looks at another's lease asks what time it is
+        assert one.take(0)
+        (path / "leases/0.json").write_text('{"host": "elsewhere"}')
+        other.take(0)
+    fill(store, failed=BAD)
+    store.seal()
+    pack(path, path.with_suffix(".h5"))
+    export_features("npy", store, tmp_path / "f" / "npy", missing="skip")
+    extend(path, **grown_tables(5))
+    fill(open_store(path), failed=BAD)
+    begin_arrays(path, {"map": ArraySpec((5,), "float16")})
+    write_durable(tmp_path / "f" / ".probes" / "0123.json", b"{}")
+    left = [one for one in made if not any(map(is_temporary, one.parts[:-1]))]
+    folders = {one.parent.relative_to(tmp_path / "f").as_posix() for one in left}
+    assert {".", ".adding", ".probes"} | {f"s.zarr/{name}" for name in ("sealed", "extensions", "leases")} <= folders
+    written = ("zarr.json", "rows/status/c.0", "data/vector/c.0.0", "rows/start_s/zarr.json")  # by tensorstore
+    left += [(path / name).with_name(f"{Path(name).name}_0123abc.__lock") for name in written]
+    before = same_tree(path, tmp_path / "nothing")
+    for kind in ("file", "folder"):
+        for one in left:
+            one.parent.mkdir(exist_ok=True, parents=True)
+            one.mkdir() if kind == "folder" else one.write_bytes(b"12")
+            (one / "x").write_bytes(b"123") if kind == "folder" else None
+            old(one)
+        assert not [f for f in verify(path) if f.severity == "error"]
+        collect_garbage(path)
+        assert [one for one in left if one.exists()] == []
+        assert same_tree(path, tmp_path / "nothing") == before
 
 
 def test_side_stores_and_seals_that_nobody_needs(sealed, tmp_path):
