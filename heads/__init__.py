@@ -24,7 +24,13 @@ from errors import UserError
 __all__ = ["create_head", "get_head", "list_heads", "metrics", "register_head"]
 
 # Where the heads of the house live, so that listing them costs no import of torch.
-_MODULES = {"saoa": "heads.saoa", "whole_frame": "heads.whole_frame"}
+_MODULES = {
+    "ipl": "heads.ipl",
+    "psn": "heads.psn",
+    "saoa": "heads.saoa",
+    "scsampler": "heads.scsampler",
+    "whole_frame": "heads.whole_frame",
+}
 _HEADS: dict[str, type] = {}
 
 

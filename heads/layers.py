@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-__all__ = ["l2_rescale", "masked_softmax", "place_boxes", "roi_align_max", "verb_noun_loss"]
+__all__ = ["cosine_logits", "l2_rescale", "masked_softmax", "place_boxes", "roi_align_max", "verb_noun_loss", "vlad"]
 
 # Bytes of one strip of RoIAlign: on a CPU one clip at a time stays in the cache, a GPU wants many.
 _BLOCK_BYTES = {"cuda": 512 << 20}
@@ -38,20 +38,20 @@ def _bilinear_bins(low: torch.Tensor, high: torch.Tensor, cells: int, bins: int)
 
 
 def roi_align_max(maps: torch.Tensor, boxes: torch.Tensor, size: int = 7) -> torch.Tensor:
-    """RoIAlign to size x size followed by a spatial maximum, for cached maps (no gradient flows back).
+    """RoIAlign to size x size followed by a spatial maximum; gradients flow into the maps, not the boxes.
 
     maps (B, H, W, C); boxes (B, N, 4) XYXY in cells. Returns (B, N, C) float32. Equals torchvision's
     `roi_align` with sampling_ratio=0 and aligned=False, then the maximum over the bins. Bilinear sampling is
     linear and separable, so a row of bins of all boxes is two matrix products, and the running maximum never
     leaves the cache: a third of torchvision's time on a CPU.
     """
-    with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
+    with torch.autocast(maps.device.type, enabled=False):
         b, h, w, c = maps.shape
         n = boxes.shape[1]
-        boxes = boxes.float()
+        boxes = boxes.detach().float()
         rows = _bilinear_bins(boxes[..., 1], boxes[..., 3], h, size)  # (B, N, size, H)
         columns = _bilinear_bins(boxes[..., 0], boxes[..., 2], w, size)  # (B, N, size, W)
-        out = maps.new_empty(b, n, c, dtype=torch.float32)
+        out = []
         at_once = max(1, _BLOCK_BYTES.get(maps.device.type, 0) // (4 * max(1, n * w * c)))
         for i in range(0, b, at_once):
             part = slice(i, i + at_once)
@@ -62,8 +62,8 @@ def roi_align_max(maps: torch.Tensor, boxes: torch.Tensor, size: int = 7) -> tor
                 strip = (rows[part, :, y] @ flat).view(-1, w, c)  # one row of bins, still every column of cells
                 values = (across @ strip).amax(dim=1)
                 best = values if best is None else torch.maximum(best, values)
-            out[part] = best.view(-1, n, c)
-        return out
+            out.append(best.view(-1, n, c))
+        return torch.cat(out) if out else maps.new_empty(0, n, c, dtype=torch.float32)
 
 
 def masked_softmax(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -78,6 +78,23 @@ def l2_rescale(clip: torch.Tensor, objects: torch.Tensor) -> tuple[torch.Tensor,
     clip (..., C), objects (..., C1), leading axes broadcastable. Returns both parts; the clip's is itself.
     """
     return clip, F.normalize(objects, dim=-1) * clip.norm(dim=-1, keepdim=True)
+
+
+def cosine_logits(features: torch.Tensor, weights: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Cosine classifier, thesis eq. 4.2 before its softmax: features (..., C), weights (classes, C), scale = 1 / tau.
+
+    Returns (..., classes) logits in [-scale, scale].
+    """
+    return scale * (F.normalize(features, dim=-1) @ F.normalize(weights, dim=-1).T)
+
+
+def vlad(features: torch.Tensor, assignment: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Residuals of softly assigned features from their centres (NetVLAD, Arandjelovic et al. 2016, eq. 4; thesis
+    eq. 4.4 and 4.5): sum_l a_lk (f_l - c_k), not normalised.
+
+    features (B, L, C), assignment (B, L, K), centres (K, C) or one set a row, (B, K, C). Returns (B, K, C).
+    """
+    return assignment.mT @ features - assignment.sum(dim=1)[..., None] * centres
 
 
 def verb_noun_loss(out: dict, labels: dict) -> torch.Tensor:

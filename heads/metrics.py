@@ -9,8 +9,10 @@ import numpy as np
 __all__ = [
     "action_prior",
     "action_ranks",
+    "average_precision",
     "epic55",
     "many_shot",
+    "mean_average_precision",
     "mean_class_accuracy",
     "softmax",
     "topk_accuracy",
@@ -54,6 +56,45 @@ def mean_class_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     a negative prediction is a missing one."""
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     return float(np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)]))
+
+
+def average_precision(scores, truth) -> np.ndarray:
+    """Non-interpolated average precision of every class: (N, C) scores, (N, C) bool truth -> (C,) float64.
+
+    Rows are ranked by the score of the class, the highest first; the precision at every true row is averaged. Rows of
+    equal score come in together, so that their order means nothing (as scikit-learn's). True rows that were not
+    predicted are never found. NaN for a class without a true row.
+    """
+    scores, truth = np.asarray(scores, np.float64), np.asarray(truth, bool)
+    predicted = ~np.isnan(scores).any(axis=1)
+    found, out = truth[predicted], np.full(truth.shape[1], np.nan)
+    for c in np.flatnonzero(truth.any(axis=0)):
+        column = scores[predicted, c]
+        order = np.argsort(-column, kind="stable")
+        last = np.flatnonzero(np.append(column[order][1:] != column[order][:-1], True)[: len(order)])  # of equal scores
+        hits = np.cumsum(found[order, c])[last]
+        out[c] = np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / truth[:, c].sum()
+    return out
+
+
+def mean_average_precision(logits, labels) -> dict:
+    """mAP of ActivityNet and FCVID as their literature prints it (AR-Net's mmAP): videos ranked by softmax probability.
+
+    logits (N, C); labels (N, L) integers: the classes of each video, padded with -1. Returns {"mAP": over all labels,
+    "mAP_first_label": the same with the first label of each video only, "per_class": (C,) of mAP}, as shares. The
+    means are over the classes that occur among the labels.
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    n, classes = logits.shape
+    probabilities, per_class = softmax(logits), {}
+    for name, taken in (("mAP", labels), ("mAP_first_label", labels[:, :1])):
+        video, place = np.nonzero((taken >= 0) & (taken < classes))
+        truth = np.zeros((n, classes), bool)
+        truth[video, taken[video, place]] = True
+        per_class[name] = average_precision(probabilities, truth)
+    known = {name: ap[~np.isnan(ap)] for name, ap in per_class.items()}
+    means = {name: float(np.mean(ap)) if len(ap) else float("nan") for name, ap in known.items()}
+    return {**means, "per_class": per_class["mAP"]}
 
 
 def action_prior(verb, noun, n_verbs: int, n_nouns: int, kind: str = "joint") -> np.ndarray:

@@ -120,21 +120,20 @@ class SAOA(nn.Module):
 
     def forward(self, batch: dict) -> dict:
         seen = batch["objects_noun"]["mask"], batch["objects_verb"]["mask"]
-        with torch.no_grad():  # the features are cached: no gradient is wanted from here
-            verb = batch["verb"]["vector"].float()  # f_g^v, eq. 3.3
-            noun = batch["noun"]["vector"].float()  # f_g^n, eq. 3.6
-            of_noun, of_verb = (
-                torch.where(mask[..., None], batch[name]["roi"].float(), 0.0)
-                for name, mask in zip(("objects_noun", "objects_verb"), seen, strict=True)
-            )
-            boxes = torch.where(seen[1][..., None], batch["objects_verb"]["boxes"].float(), 0.0)
-            # f_i^v = RoIAlign(f^v, l_i) of eq. 3.2: the clip's motion at the place of each object.
-            on_map = place_boxes(boxes, batch["verb"]["geometry"].float())
-            local = roi_align_max(batch["verb"]["spatial"], on_map, self.config.roi_size)
-            together = noun[:, None]
-            if self.config.rescale:
-                together, of_noun = l2_rescale(together, of_noun)
-                local, of_verb = l2_rescale(local, of_verb)
+        verb = batch["verb"]["vector"].float()  # f_g^v, eq. 3.3
+        noun = batch["noun"]["vector"].float()  # f_g^n, eq. 3.6
+        of_noun, of_verb = (
+            torch.where(mask[..., None], batch[name]["roi"].float(), 0.0)
+            for name, mask in zip(("objects_noun", "objects_verb"), seen, strict=True)
+        )
+        boxes = torch.where(seen[1][..., None], batch["objects_verb"]["boxes"].float(), 0.0)
+        # f_i^v = RoIAlign(f^v, l_i) of eq. 3.2: the clip's motion at the place of each object.
+        on_map = place_boxes(boxes, batch["verb"]["geometry"].float())
+        local = roi_align_max(batch["verb"]["spatial"], on_map, self.config.roi_size)
+        together = noun[:, None]
+        if self.config.rescale:
+            together, of_noun = l2_rescale(together, of_noun)
+            local, of_verb = l2_rescale(local, of_verb)
         noun_logits, attention_noun = self.noun(together, of_noun, seen[0], other=verb)
         verb_logits, attention_verb = self.verb(local, of_verb, seen[1], other=noun)
         return {

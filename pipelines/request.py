@@ -16,7 +16,7 @@ from extract.sampling import GRID_AXES
 __all__ = ["KEEP_FOR_HEAD", "Extraction", "feature_roots", "parse_settings", "readable_bytes", "some_of"]
 
 # What each head reads of a clip network's store: the default of --keep.
-KEEP_FOR_HEAD = {"saoa": ("spatial", "vector"), "whole_frame": ("vector",)}
+KEEP_FOR_HEAD = {"ipl": ("map",), "saoa": ("spatial", "vector"), "whole_frame": ("vector",)}
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*")
@@ -119,7 +119,16 @@ def parse_settings(settings: Sequence[str]) -> dict:
 
 
 def feature_roots(given: tuple[str | Path, ...] = ()) -> list[Path]:
-    """The feature roots in order: those given, else CLIPBANK_FEATURES (path-separated), else ./features."""
+    """The feature roots in order: those given, else CLIPBANK_FEATURES (path-separated), else ./features.
+
+    Raises `UserError` for an address: what is looked through, and written, are folders.
+    """
+    named = [str(root) for root in given] or [os.environ.get("CLIPBANK_FEATURES", "")]
+    if address := next((root for root in named if re.search(r"(^|:)(https?|s3):/", root)), None):
+        raise UserError(
+            f"feature root {address}: a root is a folder. Stores at an address are read one by one; to use their rows"
+            " here copy them first: clipbank store copy ADDRESS/NAME.zarr FOLDER/DATASET/NAME.zarr"
+        )
     if given:
         return [Path(root) for root in given]
     listed = [root for root in os.environ.get("CLIPBANK_FEATURES", "").split(os.pathsep) if root]
