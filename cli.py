@@ -19,6 +19,7 @@ from commands.options import extraction_options, store_option
 from commands.printing import progress_bar, say, show, show_run
 from commands.stopping import DAMAGE, DONE, INCOMPLETE, INTERRUPTED, REQUEUE, stopped_by_signals
 from commands.store import store
+from commands.train_backbone import train_backbone
 from errors import MachineError
 
 # ---- extract, plan -----------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def main():
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
-for command in (catalog, serve, store):
+for command in (catalog, serve, store, train_backbone):
     main.add_command(command)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "sampling_from",
     "segment_rows",
     "text_rows",
+    "window_starts",
 ]
 
 Table = dict[str, np.ndarray]
@@ -158,20 +159,14 @@ def clip_rows(
         stop = np.where(open_ended, np.maximum(durations[video], start), stop)
 
     known = np.flatnonzero(~np.isnan(stop))
-    first, count = _grid_instants(start, stop, sampling.fps, known)
+    clips = {**clips, "stop_s": stop}
     if training is None and draws:
         training = clips["split"] == "train"
     drawn = known[np.asarray(training, dtype=bool)[known]] if draws else known[:0]
-    keys = _key_hash(clips["id"][drawn]) if draws else None
-    parts = [(known, 0, first[known] + count[known] // 2)]
-    for draw in range(1, draws + 1):
-        u = counter_uniform(seed, keys, draw)
-        parts.append((drawn, draw, first[drawn] + (u * count[drawn]).astype(np.int64)))
-    clip = np.concatenate([part[0] for part in parts])
-    draw = np.concatenate([np.full(len(part[0]), part[1]) for part in parts])
-    centre = np.concatenate([part[2] for part in parts])
-
-    g0 = centre - sampling.frames // 2 * sampling.stride
+    chosen = [known, *([drawn] * draws)]
+    clip = np.concatenate(chosen)
+    draw = np.repeat(np.arange(draws + 1), [len(part) for part in chosen])
+    g0 = _window_starts(clips, sampling, clip, draw, seed)
     order = np.lexsort((draw, clip, g0, video[clip]))
     clip, draw, g0 = clip[order], draw[order], g0[order]
     return {
@@ -182,6 +177,29 @@ def clip_rows(
         "start_s": g0 / sampling.fps,
         "stop_s": (g0 + sampling.frames * sampling.stride) / sampling.fps,
     }
+
+
+def window_starts(clips: Table, sampling: ClipSampling, which: np.ndarray, draw: int, seed: int = 0) -> np.ndarray:
+    """First instants (n,) float64, in seconds, of the windows that `clip_rows` gives clips `which` (n,) for one draw.
+
+    Training that draws afresh in every epoch takes draw = epoch + 1: its windows are those that rows of that draw show.
+    All these clips must have a stop.
+    """
+    which = np.asarray(which, np.int64)
+    return _window_starts(clips, sampling, which, np.full(len(which), draw), seed) / sampling.fps
+
+
+def _window_starts(clips: Table, sampling: ClipSampling, clip: np.ndarray, draw: np.ndarray, seed: int) -> np.ndarray:
+    """First grid instant (n,) int64 of the window of each clip and draw."""
+    known = np.flatnonzero(~np.isnan(clips["stop_s"]))
+    first, count = _grid_instants(clips["start_s"], clips["stop_s"], sampling.fps, known)
+    centre = first[clip] + count[clip] // 2
+    random = np.flatnonzero(draw > 0)
+    if len(random):
+        ids, place = np.unique(clip[random], return_inverse=True)
+        u = counter_uniform(seed, _key_hash(clips["id"][ids])[place], draw[random])
+        centre[random] = first[clip[random]] + (u * count[clip[random]]).astype(np.int64)
+    return centre - sampling.frames // 2 * sampling.stride
 
 
 def _grid_instants(start, stop, fps: float, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -331,7 +349,12 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("epic55", "r3d50"): _EPIC_I3D,
     ("epic55", "r2plus1d34"): Preset(ClipSampling(32, stride=2, fps=60.0), {"mode": "squash", "size": 128}),
     ("toykitchen", "i3d"): Preset(ClipSampling(16, stride=4, fps=60.0), {"mode": "squash", "size": 112}),
+    ("toykitchen", "small3d"): Preset(ClipSampling(16, stride=4, fps=60.0), {"mode": "squash", "size": 112}),
     ("toykitchen", "roi"): Preset(GridSampling(2.0), {"mode": "none"}),  # its frames are small, 224 x 168
+    # Cached frames: every instant that a clip of the same dataset can show, in the size that its networks see.
+    ("", "frames"): Preset(GridSampling(25.0), {"mode": "short_side", "size": 256}),
+    ("epic55", "frames"): Preset(GridSampling(30.0), {"mode": "squash", "size": 256}),
+    ("toykitchen", "frames"): Preset(GridSampling(15.0), {"mode": "squash", "size": 112}),
 }
 
 FRAME_FPS = 2.0  # of networks that read single frames: detectors, RoI networks, image backbones
@@ -364,7 +387,8 @@ def preset_for(family: str, spec, axis: str | None = None, hop_s: float | None =
     Raises:
         UserError: an axis that the network cannot have.
     """
-    preset = PRESETS.get((family, spec.family)) or PRESETS.get((family, spec.kind))
+    keys = ((family, spec.family), (family, spec.kind), ("", spec.family))
+    preset = next((PRESETS[key] for key in keys if key in PRESETS), None)
     resize = dict(preset.resize if preset else spec.resize)
     if spec.reads == "text":
         _only_axis(spec, axis, "text")

@@ -30,6 +30,7 @@ from .unpickle import read_pickle
 __all__ = [
     "IMAGENET",
     "KINETICS400",
+    "TRAINED_BESIDE",
     "TABLE",
     "RandomWeightsWarning",
     "Weights",
@@ -42,6 +43,7 @@ __all__ = [
     "random_value",
     "read_state",
     "resolve",
+    "trained_facts",
 ]
 
 
@@ -73,6 +75,8 @@ class Weights:
     # what the network must be to run them: options of its entry, such as the preprocessing they were trained with
     options: dict[str, Any] = field(default_factory=dict)
 
+
+TRAINED_BESIDE = "beside/"  # prefix, in checkpoints of base training, of what was trained on the network's features
 
 TABLE: dict[str, Weights] = {}  # by name; every network's file adds its own
 
@@ -132,6 +136,8 @@ def resolve(
     entry = TABLE.get(default) if weights is None else find_entry(network, weights)
     if weights is not None and entry is None:
         path = Path(weights).expanduser()
+        if path.is_dir():
+            return Resolved(f"run:{path.resolve().name}", _best_of(path))
         if not path.is_file():
             if missing_ok:
                 return None
@@ -154,6 +160,33 @@ def resolve(
     if missing_ok:
         return None
     raise UserError(_how_to_get(network, entry))
+
+
+def _best_of(run: Path) -> Path:
+    """The best checkpoint of a run folder."""
+    if not (run / "best.safetensors").is_file():
+        raise UserError(
+            f"weights {run}: this folder has no best.safetensors; expected a checkpoint, or the folder of a training"
+            " (train-backbone, train-recogniser, train-detector) that has finished an epoch"
+        )
+    return run / "best.safetensors"
+
+
+def trained_facts(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint of clipbank's own base training says of itself, None for any other file.
+
+    {"network": name, "options": of the network, "lineage": [...], ...}, from its metadata; its tensors are not read.
+    """
+    if not str(path).endswith(".safetensors"):
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            found = json.loads((file.metadata() or {}).get("clipbank", "null"))
+    except (SafetensorError, OSError, ValueError):  # `read_state` says what is wrong with it
+        return None
+    return found if isinstance(found, dict) and "network" in found else None
 
 
 def find_entry(network: str, weights: str) -> Weights | None:
@@ -304,14 +337,25 @@ def load_into(net: Any, weights: str | None = None) -> None:
         net.weights_origin, net.lineage = found.origin, [{"dataset": found.origin, "split": "", "classes": 0}]
         return
     state, metadata = read_state(found.path)
+    trained = trained_facts(found.path)
     try:
-        state = net.adapt_to(net.convert_state(state))
+        if trained is not None:
+            state = _of_network(state, trained, spec.name)
+        else:
+            state = net.adapt_to(net.convert_state(state))
         _check_state(state, net.module.state_dict(), spec.name)
     except UserError as error:
         raise UserError(f"{found.path}: {error}") from error
     net.module.load_state_dict(state, strict=False)
     net.weights_hash, net.weights_origin = file_hash(found.path), found.origin
-    net.lineage = _lineage(found, metadata)
+    net.lineage = trained["lineage"] if trained is not None else _lineage(found, metadata)
+
+
+def _of_network(state: dict[str, Any], trained: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """The network's own tensors of a checkpoint of base training: all but the classifiers trained on its features."""
+    if trained["network"] != network:
+        raise UserError(f"these weights were trained for {trained['network']}, not for {network}")
+    return {key: value for key, value in state.items() if not key.startswith(TRAINED_BESIDE)}
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

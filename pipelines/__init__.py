@@ -10,6 +10,7 @@ _EXPORTS = {
     "import_features": "pipelines.importing",
     "inspect_clip": "pipelines.inspection",
     "train_head": "pipelines.training",
+    "train_backbone": "pipelines.base_training",
     "evaluate": "pipelines.evaluation",
 }
 

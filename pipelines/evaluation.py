@@ -10,10 +10,11 @@ import numpy as np
 
 from errors import UserError
 from heads import metrics
+from pipelines.devices import autocast, pick_device, to_device
 from pipelines.run_folder import Run, open_run
 from stores import ClipDataset, prefetch
 
-__all__ = ["evaluate", "figures", "predict_scores", "prefetch", "unknown_ancestors"]
+__all__ = ["evaluate", "figures", "predict_scores", "unknown_ancestors"]
 
 EVALUATION_BATCH = 64
 
@@ -67,21 +68,24 @@ def figures(scores: Mapping[str, np.ndarray], dataset: ClipDataset, prior: np.nd
     scores: {"verb": (N, V), "noun": (N, M)} logits in the order of the dataset's items, NaN rows where there are no
     features. Returns {"verb": {"top1", "top5"}, "noun", "action", "clips", "coverage": share, "rows": counts}.
     """
-    verb, noun = dataset.labels["verb"], dataset.labels["noun"]
-    places, _ = metrics.action_ranks(scores["verb"], scores["noun"], verb, noun, prior)
-    pairs = prior.size
-    tops = {
-        "verb": metrics.topk_accuracy(scores["verb"], verb),
-        "noun": metrics.topk_accuracy(scores["noun"], noun),
-        "action": [float(np.mean((places < k) & (places < pairs))) for k in (1, 5)],
-    }
+    labels = {name: dataset.labels[name] for name in ("verb", "noun")}
     rows = dataset.coverage()
-    return {
-        **{name: {"top1": top[0], "top5": top[1]} for name, top in tops.items()},
-        "clips": len(dataset),
-        "coverage": rows["ok"] / rows["items"],
-        "rows": rows,
-    }
+    coverage = {"clips": len(dataset), "coverage": rows["ok"] / rows["items"], "rows": rows}
+    return accuracies(scores, labels, prior) | coverage
+
+
+def accuracies(
+    scores: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], prior: np.ndarray | None = None
+) -> dict:
+    """{name: {"top1", "top5"}} of logits (N, classes) and labels (N,) of every name, NaN rows and labels -1 wrong.
+
+    With verbs, nouns and the action prior (V, M) of eq. 3.14, "action" too.
+    """
+    tops = {name: metrics.topk_accuracy(scores[name], label) for name, label in labels.items()}
+    if prior is not None:
+        places, _ = metrics.action_ranks(scores["verb"], scores["noun"], labels["verb"], labels["noun"], prior)
+        tops["action"] = [float(np.mean((places < k) & (places < prior.size))) for k in (1, 5)]
+    return {name: {"top1": top[0], "top5": top[1]} for name, top in tops.items()}
 
 
 def _many_shot(scores, dataset: ClipDataset, prior) -> dict:
@@ -159,47 +163,3 @@ def predict_scores(head, dataset: ClipDataset, device, *, precision: str = "fp32
             for name, values in out.items():
                 values[indices] = logits[name].float().cpu().numpy()
     return out
-
-
-# --- batches ---
-
-
-def to_device(batch, device):
-    """Nested dicts of arrays to tensors on `device`; copies to a GPU do not wait."""
-    import torch
-
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    tensor = torch.from_numpy(np.ascontiguousarray(batch))
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
-
-
-def pick_device(device: str | None) -> str:
-    """cpu, cuda, cuda:1 ...; None and "auto" are the first GPU if there is one. Raises UserError for one that is not
-    there."""
-    import torch
-
-    if device is None or device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        asked = torch.device(device)
-    except RuntimeError:
-        asked = None
-    if asked is None or asked.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {device}: not one of auto, cpu, cuda, cuda:1 ...")
-    if asked.type == "cuda":
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if not there:
-            raise UserError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
-        if (asked.index or 0) >= there:
-            raise UserError(f"--device {device}: there are {there} CUDA devices here, the last is cuda:{there - 1}")
-    return device
-
-
-def autocast(device: str, precision: str):
-    """Mixed precision for `bf16`, nothing for `fp32`."""
-    import torch
-
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")

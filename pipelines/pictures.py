@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from pipelines.evaluation import clip_dataset, to_device
+from pipelines.devices import to_device
+from pipelines.evaluation import clip_dataset
 from pipelines.run_folder import Run, open_run
 from stores.manifest import write_durable
 

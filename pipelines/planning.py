@@ -41,7 +41,7 @@ from pipelines.flow_source import FlowSource, flow_source
 from pipelines.probes import ProbeCache
 from pipelines.reading import Reading, captions_of
 from pipelines.request import KEEP_FOR_HEAD, Extraction, readable_bytes, some_of
-from stores import ArraySpec, Layout, Manifest, plan_layout, store_bytes, units
+from stores import ArraySpec, Layout, Manifest, check_size, plan_layout, store_bytes, units
 
 __all__ = ["Extraction", "Job", "plan_extraction"]
 
@@ -256,6 +256,8 @@ def plan_extraction(
         job = _job(request, dataset, network, boxes, own_weights, first=not jobs)
         if job.sampling.axis in GRID_AXES or np.isnan(dataset.clips["stop_s"]).any() and job.spec.reads != "text":
             find_durations(job, headers_only, progress, stop or threading.Event())
+        if not (job.path / "zarr.json").exists():  # the units of one that is there are cut already
+            check_size(len(job.rows["video"]), job.layout.unit_rows, job.path)
         announce(
             f"{job.path}: {len(job.rows['video']):,} rows in {job.n_units:,} units,"
             f" {readable_bytes(job.bytes)} before compression"
@@ -316,7 +318,8 @@ def _job(
         axis, hop = (None if plain.reads == "text" else "segment"), hop or expert.hop_s
     chosen = preset_for(dataset.family, plain, axis, hop)
     clip_axis = isinstance(chosen.sampling, ClipSampling)
-    if dict(chosen.resize) != dict(plain.resize):
+    own_resize = first and "resize" in request.network_options  # what the user says counts before a preset
+    if not own_resize and dict(chosen.resize) != dict(plain.resize):
         options["resize"] = dict(chosen.resize)
     if plain.reads in ("rgb_clip", "flow"):
         sampled = {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps}

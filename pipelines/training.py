@@ -1,38 +1,34 @@
 """Stage two: train a small head on stores of cached features.
 
 An epoch shows every training clip once, as one of its draws. Batches are read ahead by threads; after every epoch the
-validation split is scored, and the head, the optimiser and the log are on disk, so that an interrupted training goes
-on from there and ends as if nothing had happened.
+validation split is scored; the loop (`pipelines.loop`) keeps what an interrupted training goes on from.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from errors import MachineError, UserError
+from errors import UserError
 from extract.sampling import object_windows
 from heads import get_head
 from heads.metrics import action_prior
+from pipelines.devices import pick_device
 from pipelines.evaluation import (
-    autocast,
     clip_dataset,
     figures,
-    pick_device,
     predict_scores,
-    prefetch,
     seen_by,
-    to_device,
     unknown_ancestors,
     unknown_line,
 )
 from pipelines.find_stores import find_stores
+from pipelines.loop import Loop, Schedule, batches_of, train
 from pipelines.provenance import run_facts
-from pipelines.run_folder import Run, head_facts, load_tensors, save_tensors, start_run, store_facts
+from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.settings import parse_settings, settings_of
 from stores import ClipDataset, open_store
 
@@ -43,51 +39,27 @@ __all__ = ["TrainingConfig", "train_head"]
 KEEP_BYTES = 3 << 29
 FITS = ("train", "trainval")
 PRIORS = ("joint", "noun_given_verb", "none")
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Schedule):
     """How a head is trained; the defaults are SAOA's on I3D features (thesis section 3.3.2)."""
 
-    # budget
-    epochs: int = 15
-    batch_size: int = 32  # clips
-
-    # SGD
-    lr: float = 1e-3
-    last_lr: float = 1e-4  # learning rate of the last epochs
-    last_epochs: int = -1  # how many those are; -1: a third of all (5 of 15)
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-
-    # actions
     prior: str = "joint"  # mu of eq. 3.14: joint | noun_given_verb | none
 
-    # the machine
-    precision: str = "fp32"  # fp32 | bf16
-    workers: int = 2  # threads that read batches ahead
-    ahead: int = 4  # batches they may be ahead
-
     def __post_init__(self):
-        for name, least in (("epochs", 1), ("batch_size", 1), ("last_epochs", -1), ("workers", 1), ("ahead", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("lr", "last_lr", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise UserError(f"{name} must be a number from 0 on, got {getattr(self, name)}")
-        for name, choices in (("prior", PRIORS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-
-    def lr_of(self, epoch: int) -> float:
-        """Learning rate of an epoch, counted from 0."""
-        last = self.epochs // 3 if self.last_epochs < 0 else self.last_epochs
-        return self.last_lr if epoch >= self.epochs - last else self.lr
+        super().__post_init__()
+        if self.prior not in PRIORS:
+            raise UserError(f"prior must be one of {', '.join(PRIORS)}, got {self.prior!r}")
 
 
-# What the thesis changes with the backbone: R-50 features go in unscaled, at a constant rate (section 3.3.2).
-FAMILIES = {"r3d50": {"lr": 1e-4, "last_lr": 1e-4, "rescale": False}}
+# What the thesis changes with head and backbone, {(head, family or "" for any other): settings}. SAOA: R-50 features go
+# in unscaled, at a constant rate (section 3.3.2). IPL: section 4.2.4.
+SCHEDULES: dict[tuple[str, str], dict[str, object]] = {
+    ("saoa", "r3d50"): {"lr": 1e-4, "last_lr": 1e-4, "rescale": False},
+    ("ipl", ""): {"epochs": 30, "lr": 6e-3, "last_lr": 6e-4, "last_epochs": 10, "weight_decay": 5e-4},
+    ("ipl", "r2plus1d34"): {"epochs": 20, "lr": 4e-4, "decay_every": 9, "last_epochs": 0, "weight_decay": 5e-4},
+}
 
 
 def train_head(
@@ -134,7 +106,7 @@ def train_head(
     _refuse_random(stores, allow_random)
 
     # Settings, from the thesis's defaults for these features to what the user says.
-    family = next((v for k, v in FAMILIES.items() if str(_family(stores["verb"])).startswith(k)), {})
+    family = SCHEDULES.get((name, _family(stores["verb"])), SCHEDULES.get((name, ""), {}))
     known = {**settings_of(TrainingConfig), **settings_of(head_class.Config)}
     windows = object_windows(stores["verb"].manifest.dataset.get("family", ""))
     defaults = {**family, **{f"{name}_window_s": seconds for name, seconds in windows.items()}}
@@ -161,7 +133,7 @@ def train_head(
     device = pick_device(device)
     facts = {
         "head": head_facts(name, config),
-        "training": {k: v for k, v in asdict(training).items() if k not in ("workers", "ahead")},
+        "training": training.facts(),
         "seed": seed,
         "fit": fit,
         "dataset": {"name": fitted.dataset_name, "classes": classes},
@@ -178,147 +150,70 @@ def train_head(
     say(_coverage_line("training", fitted))
     if validation is not None:
         say(_coverage_line("validation", validation))
-    loop = _Loop(run, head.to(device), training, fitted, validation, seed, device, progress)
-    if resumed and loop.resume():
-        if loop.epoch == training.epochs and (run.path / "metrics.json").is_file():
-            say(f"{run.path}: already trained for {training.epochs} epochs, nothing to do")
-            return run.path
-        say(f"{run.path}: going on after epoch {loop.epoch} of {training.epochs}")
-    loop.run_all(say)
+    task = HeadTask(run, head.to(device), training, fitted, validation, seed, device, progress)
+    train(Loop(run, task, training, seed=seed, device=device, progress=progress), resumed, say)
     return run.path
 
 
-class _Loop:
-    """The training loop and its state between epochs."""
+class HeadTask:
+    """A head on clips with verb and noun labels."""
 
-    def __init__(self, run: Run, head, config: TrainingConfig, fitted, validation, seed, device, progress):
-        import torch
-
-        self.run, self.head, self.config = run, head, config
+    def __init__(self, run: Run, head, config: TrainingConfig, fitted, validation, seed, device, progress, least=2):
+        self.run, self.model, self.config = run, head, config
         self.fitted, self.validation = fitted, validation
-        self.seed, self.device, self.progress = seed, device, progress
+        self.seed, self.device, self.progress, self.least = seed, device, progress, least
         labels = fitted.labels
         self.usable = np.flatnonzero(fitted.ok & (labels["verb"] >= 0) & (labels["noun"] >= 0))
         if not len(self.usable):
             raise UserError("no training clip has features and labels")
         self.prior = _prior(fitted.split_labels(run.facts["fit"]), head.config, config.prior)
-        self.optimiser = torch.optim.SGD(
-            head.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        run.write_prior(self.prior)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Every usable clip once, as one of its draws, shuffled."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        shuffled = rng.permutation(self.usable)
+        _, first = np.unique(self.fitted.clips[shuffled], return_index=True)
+        batches = batches_of(shuffled[np.sort(first)], self.config.batch_size, self.least)
+        # Within a batch the order means nothing to the loss, and ascending rows are read without a copy.
+        return [np.sort(items) for items in batches]
+
+    def batch(self, items: np.ndarray, epoch: int) -> dict:
+        return self.fitted.batch(items)
+
+    def loss(self, batch: dict):
+        return self.model.loss(self.model(batch), batch["labels"])
+
+    def validate(self) -> dict | None:
+        if self.validation is None:
+            return None
+        scores = predict_scores(
+            self.model, self.validation, self.device, precision=self.config.precision, progress=self.progress
         )
-        self.epoch = 0  # epochs done
-        self.history: list[dict] = []
-        self.best: dict | None = None  # figures of the best epoch
+        return figures(scores, self.validation, self.prior)
 
-    # --- epochs ---
+    def columns(self, figures: dict) -> dict[str, float]:
+        return {f"val_{k}_top{n}": figures[k][f"top{n}"] for k in ("verb", "noun", "action") for n in (1, 5)}
 
-    def run_all(self, say) -> None:
-        self.run.write_prior(self.prior)
-        while self.epoch < self.config.epochs:
-            row = self.train_epoch()
-            result = None
-            if self.validation is not None:
-                scores = predict_scores(
-                    self.head, self.validation, self.device, precision=self.config.precision, progress=self.progress
-                )
-                result = figures(scores, self.validation, self.prior)
-                row |= {f"val_{k}_top{n}": result[k][f"top{n}"] for k in ("verb", "noun", "action") for n in (1, 5)}
-            self.history.append(row)
-            self.epoch += 1
-            self.keep(result)
-            say(_epoch_line(row, self.config.epochs))
+    def score(self, figures: dict) -> float:
+        return figures["action"]["top1"]
+
+    def checkpoint(self) -> tuple[dict, dict]:
+        return self.model.state_dict(), self.run.facts["head"]
+
+    def finish(self, best: dict, history: list[dict]) -> None:
         rows = self.fitted.coverage()
         self.run.write_json(
             "metrics.json",
             {
-                **{key: value for key, value in self.best.items() if key != "score"},  # no figure of its own
+                **{key: value for key, value in best.items() if key != "score"},  # no figure of its own
                 "trained_clips": len(np.unique(self.fitted.clips[self.usable])),
                 "training_coverage": rows["ok"] / rows["items"],
                 "training_rows": rows,
-                "loss": self.history[self.best["epoch"] - 1]["loss"],
+                "loss": history[best["epoch"] - 1]["loss"],
                 "unknown_ancestors": unknown_ancestors(self.run.facts["lineage"]),
             },
         )
-
-    def order(self) -> np.ndarray:
-        """Items of this epoch: every usable clip once, as one of its draws, shuffled. Depends on seed and epoch."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
-        shuffled = rng.permutation(self.usable)
-        _, first = np.unique(self.fitted.clips[shuffled], return_index=True)
-        return shuffled[np.sort(first)]
-
-    def train_epoch(self) -> dict:
-        import torch
-        from tqdm import tqdm
-
-        config, started = self.config, time.perf_counter()
-        torch.manual_seed(self.seed * 1_000_003 + self.epoch)  # for heads that draw, dropout say
-        lr = config.lr_of(self.epoch)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        order = self.order()
-        # Within a batch the order means nothing to the loss, and ascending rows are read without a copy.
-        batches = [np.sort(order[i : i + config.batch_size]) for i in range(0, len(order), config.batch_size)]
-        if len(batches) > 1 and len(batches[-1]) == 1:  # a single clip has no batch statistics for a batch norm
-            batches[-2:] = [np.sort(np.concatenate(batches[-2:]))]
-        total = torch.zeros((), device=self.device)
-        self.head.train()
-        stream = prefetch(self.fitted, batches, config.workers, config.ahead)
-        name = f"epoch {self.epoch + 1}/{config.epochs}"
-        for arrays in tqdm(stream, total=len(batches), desc=name, disable=not self.progress, leave=False):
-            total += train_step(self.head, self.optimiser, arrays, self.device, config.precision) * len(arrays["item"])
-        loss = float(total) / len(order)
-        if not np.isfinite(loss):
-            raise MachineError(
-                f"the loss of epoch {self.epoch + 1} is {loss}: try a smaller lr than {lr} (--set lr=...)"
-            )
-        return {"epoch": self.epoch + 1, "lr": lr, "loss": loss, "seconds": round(time.perf_counter() - started, 3)}
-
-    # --- checkpoints ---
-
-    def keep(self, result: dict | None) -> None:
-        """Write the best head if this epoch is it, the log, and last of all what a rerun goes on from.
-
-        A kill in between is harmless: the rerun does this epoch again, with the same result.
-        """
-        score = result["action"]["top1"] if result else self.epoch
-        if self.best is None or score > self.best["score"]:
-            self.best = {"epoch": self.epoch, "score": score, **(result or {})}
-            metadata = {**self.run.facts["head"], "epoch": self.epoch}
-            save_tensors(self.run.path / "best.safetensors", self.head.state_dict(), metadata)
-        self.run.write_log(self.history)
-        tensors = {f"head.{key}": value for key, value in self.head.state_dict().items()}
-        for key, parameter in self.head.named_parameters():
-            momentum = (
-                self.optimiser.state[parameter].get("momentum_buffer") if parameter in self.optimiser.state else None
-            )
-            if momentum is not None:
-                tensors[f"momentum.{key}"] = momentum
-        state = {"epoch": self.epoch, "history": self.history, "best": self.best}
-        save_tensors(self.run.path / "last.safetensors", tensors, state)
-
-    def resume(self) -> bool:
-        """Take up the state after the last finished epoch, if there is one."""
-        path = self.run.path / "last.safetensors"
-        if not path.is_file():
-            return False
-        tensors, state = load_tensors(path)
-        self.head.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith("head.")})
-        for key, parameter in self.head.named_parameters():
-            if f"momentum.{key}" in tensors:
-                self.optimiser.state[parameter] = {"momentum_buffer": tensors[f"momentum.{key}"].to(self.device)}
-        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-        return True
-
-
-def train_step(head, optimiser, arrays: dict, device: str, precision: str = "fp32"):
-    """One step of SGD on one batch of `ClipDataset.batch`. Returns the loss, detached."""
-    batch = to_device(arrays, device)
-    with autocast(device, precision):
-        loss = head.loss(head(batch), batch["labels"])
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return loss.detach().float()
 
 
 # --- what is trained on what ---
@@ -431,11 +326,3 @@ def _coverage_line(what: str, dataset: ClipDataset) -> str:
     for code in ("failed", "pending"):
         line += "".join(f", {n} {code} in {role}" for role, n in rows[code].items())
     return line + "".join(f", {n} without {name}" for name, n in rows["without_objects"].items())
-
-
-def _epoch_line(row: dict, epochs: int) -> str:
-    line = f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  {row['seconds']:.1f} s"
-    for name in ("verb", "noun", "action"):
-        if f"val_{name}_top1" in row:
-            line += f"  {name} {row[f'val_{name}_top1']:.1%}"
-    return line

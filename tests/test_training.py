@@ -17,11 +17,12 @@ from synthetic_stores import CLIP_ARRAYS, NOUNS, VERBS, all_stores, clip_store, 
 
 from errors import MachineError, UserError
 from heads.metrics import action_prior
-from pipelines.evaluation import evaluate, pick_device, predict_scores
+from pipelines.devices import pick_device
+from pipelines.evaluation import evaluate, predict_scores
 from pipelines.find_stores import find_stores
 from pipelines.run_folder import load_tensors, open_run
 from pipelines.settings import parse_settings
-from pipelines.training import TrainingConfig, train_head
+from pipelines.training import HeadTask, TrainingConfig, train_head
 from stores import open_store
 from stores.zarr_store import write_manifest
 
@@ -202,17 +203,15 @@ def test_a_rerun_does_nothing_and_another_training_is_refused(stores, tmp_path):
 
 def test_interrupted_training_goes_on_as_if_nothing_happened(stores, tmp_path, monkeypatch):
     whole, _ = train(stores, tmp_path / "whole", epochs=3)
-    from pipelines import training
+    loss, calls = HeadTask.loss, []
 
-    step, calls = training.train_step, []
-
-    def interrupted(*args):
+    def interrupted(task, batch):
         calls.append(1)
         if len(calls) == 12:  # in the second epoch
             raise KeyboardInterrupt
-        return step(*args)
+        return loss(task, batch)
 
-    monkeypatch.setattr(training, "train_step", interrupted)
+    monkeypatch.setattr(HeadTask, "loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(stores, tmp_path / "cut", epochs=3)
     monkeypatch.undo()
@@ -290,15 +289,13 @@ def test_seeds_differ_and_repeat(stores, tmp_path):
 
 
 def test_an_epoch_shows_every_clip_once(stores, tmp_path, monkeypatch):
-    from pipelines import training
+    seen, loss = [], HeadTask.loss
 
-    seen, step = [], training.train_step
+    def recorded(task, batch):
+        seen.append(batch["item"].numpy())
+        return loss(task, batch)
 
-    def recorded(head, optimiser, arrays, *rest):
-        seen.append(arrays["item"])
-        return step(head, optimiser, arrays, *rest)
-
-    monkeypatch.setattr(training, "train_step", recorded)
+    monkeypatch.setattr(HeadTask, "loss", recorded)
     train(stores, tmp_path / "run", "whole_frame", epochs=2)
     first, second = np.concatenate(seen[:8]), np.concatenate(seen[8:])
     assert len(first) == len(second) == 60
@@ -307,15 +304,13 @@ def test_an_epoch_shows_every_clip_once(stores, tmp_path, monkeypatch):
 
 
 def test_a_last_batch_of_one_clip_joins_the_one_before(stores, tmp_path, monkeypatch):
-    from pipelines import training
+    sizes, loss = [], HeadTask.loss
 
-    sizes, step = [], training.train_step
+    def recorded(task, batch):
+        sizes.append(len(batch["item"]))
+        return loss(task, batch)
 
-    def recorded(head, optimiser, arrays, *rest):
-        sizes.append(len(arrays["item"]))
-        return step(head, optimiser, arrays, *rest)
-
-    monkeypatch.setattr(training, "train_step", recorded)
+    monkeypatch.setattr(HeadTask, "loss", recorded)
     train(stores, tmp_path / "run", "whole_frame", epochs=1, set={**QUICK, "batch_size": 59})
     assert sizes == [60]
 

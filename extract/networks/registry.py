@@ -126,6 +126,9 @@ def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
     """
     from .. import weights as weights_module
 
+    trained = _trained_options(weights)
+    if trained is not None:
+        return trained
     if ":" in name:
         prefix, _, model = name.partition(":")
         known = weights is not None and not weights.startswith("random:") and prefix in _LIBRARY_FIT
@@ -146,6 +149,15 @@ def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
     if found.entry is not None:
         return dict(found.entry.options)
     return _FIT[arch](weights_module.read_state(found.path)[0]) if arch in _FIT else {}
+
+
+def _trained_options(weights: str | None) -> dict[str, Any] | None:
+    """The network's options that a run of base training, or its checkpoint, was made with; None for other weights."""
+    from .. import weights as weights_module
+
+    path = Path(weights or "").expanduser()
+    facts = weights_module.trained_facts(path / "best.safetensors" if path.is_dir() else path) if weights else None
+    return None if facts is None else dict(facts["options"])
 
 
 def create_network(name: str, weights: str | None = None, **options: Any) -> Any:

@@ -1,0 +1,292 @@
+"""Annotated clips as frames: what base training reads, around random instants to train, at the middle to validate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import UserError
+from extract.datasets import load_dataset
+from extract.networks import NetworkSpec, network_spec
+from extract.networks.spec import READS
+from extract.sampling import ClipSampling, counter_uniform, preset_for, window_starts
+from extract.transforms import Resize
+from pipelines.augment import centre_window, cut, random_window, resized
+from pipelines.frame_reader import FrameReader, VideoFrames
+from pipelines.request import feature_roots
+from stores import open_store
+from stores.splits import split_mask
+
+__all__ = ["ClipInput", "ClipSource", "LabelledClips", "clip_input", "clip_source", "labels_of"]
+
+STORES = {"flow": "flow_images"}  # by what a network reads: the name of its frames store; else "frames"
+_INPUT = ("clip_len", "stride", "fps", "resize")  # options that the dataset's preset decides
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """A dataset's clips, wherever their frames come from."""
+
+    name: str
+    family: str
+    videos: np.ndarray  # names, as `clips` numbers them
+    clips: dict[str, np.ndarray]  # id, video, start_s, stop_s (NaN: not known), split..., labels
+    classes: dict[str, int]  # outputs of label columns that have a fixed set of classes
+    frames: FrameReader | VideoFrames
+    where: str  # for messages
+
+    def split(self, part: str) -> np.ndarray:
+        """Numbers of the clips of `[scheme:]part`, empty where there is no such split."""
+        try:
+            return np.flatnonzero(split_mask(self.clips, part, self.where))
+        except UserError:
+            if part == "val":
+                return np.empty(0, np.int64)
+            raise
+
+
+def clip_source(
+    reads: str,
+    *,
+    dataset: str | None,
+    frames: str | Path | None = None,
+    data: str | Path | None = None,
+    videos: str | Path | None = None,
+    features: Iterable[str | Path] = (),
+    resize: Resize | None = None,
+) -> ClipSource:
+    """The clips and frames of a dataset.
+
+    frames: a store of frames or its path; None: `frames` (or `flow_images`) of the dataset under the feature roots;
+    "decode": the dataset's videos, brought to size by `resize` (by default as the dataset's frames store would be).
+
+    Raises:
+        UserError: no such store or dataset.
+    """
+    if frames == "decode":
+        return _decoded(reads, dataset, data, videos, resize)
+    store = (
+        open_store(frames if frames is not None else _find_store(reads, dataset, features))
+        if not hasattr(frames, "manifest")
+        else frames
+    )
+    reader = FrameReader(store)
+    clips = {name: store.clips[name] for name in store.clips}
+    clips["stop_s"] = np.where(
+        np.isnan(clips["stop_s"]), np.maximum(reader.duration_s(clips["video"]), clips["start_s"]), clips["stop_s"]
+    )
+    facts = store.manifest.dataset
+    family, classes = facts.get("family", ""), dict(facts.get("classes") or {})
+    return ClipSource(facts["name"], family, store.videos["name"], clips, classes, reader, str(store.path))
+
+
+def _decoded(reads: str, dataset, data, videos, resize: Resize | None) -> ClipSource:
+    if dataset is None:
+        raise UserError("--frames decode needs --dataset: the frames come out of its videos")
+    media = "flow" if reads == "flow" else "rgb"
+    found = load_dataset(dataset, data_root=data, videos=videos, media=media)
+    if resize is None:
+        resize = Resize(**preset_for(found.family, network_spec("frames")).resize)
+    reader = VideoFrames(found, resize, READS[reads][1])
+    clips = {name: np.asarray(column) for name, column in found.clips.items()}
+    names, classes = np.asarray(found.videos["name"]), dict(found.classes)
+    return ClipSource(found.name, found.family, names, clips, classes, reader, str(found.root))
+
+
+def _find_store(reads: str, dataset: str | None, features: Iterable[str | Path]) -> Path:
+    name = STORES.get(reads, "frames")
+    roots = feature_roots(tuple(features))
+    found = [path for root in roots for path in sorted(Path(root).glob(f"{dataset or '*'}/{name}.zarr"))]
+    by_dataset = {path.parent.name: path for path in reversed(found)}  # the first root that has one wins
+    if len(by_dataset) == 1:
+        return next(iter(by_dataset.values()))
+    where = ", ".join(str(root) for root in roots)
+    if by_dataset:
+        raise UserError(f"several datasets under {where} have frames: say --dataset {' or '.join(sorted(by_dataset))}")
+    extra = " --axis segment --option clip_len=1" if reads == "flow" else ""
+    raise UserError(
+        f"no {name}.zarr of {dataset or 'any dataset'} under {where}. Run:"
+        f" cli.py extract --dataset {dataset or 'DATASET'} --backbone {name}{extra} --only"
+    )
+
+
+@dataclass(frozen=True)
+class ClipInput:
+    """What the network is given of a clip, at training and at extraction alike."""
+
+    spec: NetworkSpec
+    sampling: ClipSampling
+    resize: Resize
+
+    @property
+    def size(self) -> int:
+        """Side of the square that the network sees at extraction, in pixels."""
+        return self.resize.crop or self.resize.size
+
+    def instants(self, starts_s: np.ndarray) -> np.ndarray:
+        """(n, T) seconds of the frames of windows that start at (n,) seconds."""
+        steps = np.arange(self.sampling.frames) * self.sampling.stride / self.sampling.fps
+        return np.asarray(starts_s)[:, None] + steps
+
+
+class LabelledClips:
+    """Annotated clips with their labels, and frames of them: at random places to train, at the middle to validate.
+
+    clips: table of a store or dataset (id, video, start_s, stop_s, splits, labels); labels: {target: (n_clips,) int64,
+    -1 for none}. Every random number follows from (seed, clip id, epoch).
+    """
+
+    def __init__(self, clips: Mapping, labels: Mapping[str, np.ndarray], frames, given: ClipInput, seed: int):
+        self.clips, self.labels, self.frames, self.given, self.seed = clips, labels, frames, given, seed
+        self.objects = None  # (videos (n,), centres (n,) seconds) -> {list: arrays}, where a head looks at objects
+
+    def usable(self, which: np.ndarray) -> np.ndarray:
+        """Of clips `which`, those with all labels and all frames of their centre window."""
+        labelled = np.all([column[which] >= 0 for column in self.labels.values()], axis=0)
+        which = which[labelled & ~np.isnan(self.clips["stop_s"][which])]
+        return (
+            which[self.frames.usable(self.clips["video"][which], self.given.instants(self._starts(which, 0)))]
+            if len(which)
+            else which
+        )
+
+    def middle(self, which: np.ndarray) -> dict:
+        """The clips as extraction shows them. With n = len(which):
+
+        {"frames": uint8 (n, T, S, S, C), (n, S, S, C) for frame networks; "seen": float32 (n, 4), left, top, width and
+        height of what is shown, relative to the frame; "labels": {target: (n,) int64}; and the object lists, if any}
+        """
+        starts = self._starts(which, 0)
+        shown = self.frames.read(self.clips["video"][which], self.given.instants(starts))
+        crop = self.given.resize.crop
+        windows = [centre_window(*clip.shape[1:3], crop) for clip in shown]
+        return self._batch(which, starts, shown, windows, [cut(*pair) for pair in zip(shown, windows, strict=True)])
+
+    def random(self, which: np.ndarray, epoch: int, config) -> dict:
+        """As `middle`, around a random instant, randomly scaled and cropped, smaller by `config.crop`."""
+        starts = self._starts(which, epoch % config.draws + 1 if config.draws else epoch + 1)
+        shown = self.frames.read(self.clips["video"][which], self.given.instants(starts))
+        ids = np.asarray(self.clips["id"], dtype=object)[which]
+        u = [counter_uniform(self.seed, ids, name, epoch) for name in ("scale", "x", "y", "flip")]
+        size = max(1, round(config.crop * self.given.size))
+        windows, out = [], []
+        for clip, scale, x, y, flip in zip(shown, *u, strict=True):
+            scale = config.scale_min + scale * (config.scale_max - config.scale_min)
+            windows.append(random_window(*clip.shape[1:3], size / min(clip.shape[1:3]), scale, x, y))
+            out.append(resized(cut(clip, windows[-1]), size, bool(config.flip and flip < 0.5)))
+        return self._batch(which, starts, shown, windows, out)
+
+    def _starts(self, which: np.ndarray, draw: int) -> np.ndarray:
+        return window_starts(self.clips, self.given.sampling, which, draw, self.seed)
+
+    def _batch(self, which: np.ndarray, starts: np.ndarray, shown: list, windows: list, cuts: list) -> dict:
+        sizes = np.array([(clip.shape[1], clip.shape[2]) for clip in shown], np.float32).reshape(-1, 2)
+        top, left, height, width = np.array(windows, np.float32).reshape(-1, 4).T
+        seen = np.stack((left / sizes[:, 1], top / sizes[:, 0], width / sizes[:, 1], height / sizes[:, 0]), axis=1)
+        frames = np.stack(cuts)
+        out = {
+            "frames": frames[:, 0] if READS[self.given.spec.reads][0] == "HWC" else frames,
+            "seen": seen,
+            "labels": {name: column[which] for name, column in self.labels.items()},
+        }
+        if self.objects is not None:
+            centres = starts + self.given.sampling.seconds / 2
+            out |= self.objects(self.clips["video"][which], centres)
+        return out
+
+
+def clip_input(backbone: str, family: str, options: Mapping[str, Any]) -> ClipInput:
+    """How a network is given a clip of a dataset of this family: by the preset that extraction follows.
+
+    Raises:
+        UserError: a network that reads no frames.
+    """
+    plain = network_spec(backbone, **options)
+    axes = READS[plain.reads][0]
+    if "H" not in axes:
+        raise UserError(f"{backbone} reads {plain.reads}, not frames")
+    preset = preset_for(family, plain)
+    resize = dict(options["resize"] if "resize" in options else preset.resize)
+    if axes == "HWC":
+        return ClipInput(plain, ClipSampling(1, 1, 1000.0), Resize(**resize))  # one frame at the drawn millisecond
+    return ClipInput(plain, preset.sampling, Resize(**resize))
+
+
+def input_options(options: Mapping[str, Any], given: ClipInput) -> dict[str, Any]:
+    """A network's options with those that say what it is given."""
+    sampled = {"resize": {k: v for k, v in asdict(given.resize).items() if v}}
+    if READS[given.spec.reads][0] == "THWC":
+        sampled |= {"clip_len": given.sampling.frames, "stride": given.sampling.stride, "fps": given.sampling.fps}
+    return {**options, **sampled}
+
+
+def own_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's options without those."""
+    return {name: value for name, value in options.items() if name not in _INPUT}
+
+
+def check_frames(source: ClipSource, given: ClipInput) -> None:
+    """Refuse frames that are not what the network is given at extraction.
+
+    Raises:
+        UserError: another resize, channels or a coarser grid; the message has the command that makes the right store.
+    """
+    if not isinstance(source.frames, FrameReader):
+        return
+    stored = {k: v for k, v in source.frames.store.manifest.spec["resize"].items() if v}
+    wanted = {k: v for k, v in asdict(given.resize).items() if v and k != "crop"}
+    step = given.sampling.stride / given.sampling.fps
+    lines = []
+    if source.frames.channels != READS[given.spec.reads][1]:
+        lines.append(f"it has {source.frames.channels} channels, {given.spec.name} reads {READS[given.spec.reads][1]}")
+    if stored != wanted:
+        lines.append(f"its frames are resized by {stored}, {given.spec.name} is given {wanted} at extraction")
+    if given.sampling.frames > 1 and source.frames.step_s > step * (1 + 1e-6):
+        lines.append(
+            f"it has a frame every {source.frames.step_s:.4f} s, {given.spec.name} is given one every {step:.4f}"
+        )
+    if lines:
+        hop = f" --hop {step:.6g}" if given.sampling.frames > 1 else ""
+        raise UserError(
+            f"{source.where}: {'; '.join(lines)}. Make frames for it: cli.py extract --dataset {source.name} --backbone"
+            f" {STORES.get(given.spec.reads, 'frames')} --name frames_{given.spec.name}"
+            f" --option 'resize={json.dumps(wanted)}'{hop}"
+        )
+
+
+def labels_of(source: ClipSource, targets: Iterable[str], fit: str) -> tuple[dict, dict[str, int]]:
+    """({target: (n_clips,) int64, -1 for none}, {target: number of classes}).
+
+    "action" without such a column is the pair of verb and noun: those that occur among the clips to fit, in order of
+    verb, then noun; other pairs have no class and count as wrong.
+
+    Raises:
+        UserError: a target that is no label column.
+    """
+    labels, classes = {}, {}
+    for target in targets:
+        if target == "action" and target not in source.clips and {"verb", "noun"} <= set(source.clips):
+            labels[target], classes[target] = _pairs(source, fit)
+            continue
+        column = source.clips.get(target)
+        if target in ("id", "video") or column is None or np.asarray(column).dtype.kind not in "iu":
+            there = [name for name, c in source.clips.items() if name != "video" and np.asarray(c).dtype.kind in "iu"]
+            raise UserError(f"{source.where}: no label column {target!r}; it has {', '.join(there) or 'none'}")
+        labels[target] = np.asarray(column).astype(np.int64)
+        classes[target] = max(int(source.classes.get(target, 0)), int(labels[target].max(initial=-1)) + 1)
+    return labels, classes
+
+
+def _pairs(source: ClipSource, fit: str) -> tuple[np.ndarray, int]:
+    verb, noun = (np.asarray(source.clips[name]).astype(np.int64) for name in ("verb", "noun"))
+    width = int(noun.max(initial=0)) + 1
+    code = np.where((verb >= 0) & (noun >= 0), verb * width + noun, -1)
+    known = np.unique(code[source.split(fit)])
+    known = known[known >= 0]
+    place = np.searchsorted(known, code).clip(0, max(0, len(known) - 1))
+    return np.where(np.isin(code, known), place, -1), len(known)

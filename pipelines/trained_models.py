@@ -1,0 +1,127 @@
+"""What base training trains: a network with linear classifiers on its pooled feature, or with a head of stage two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipelines.devices import to_device
+from pipelines.labelled_clips import LabelledClips
+from stores import prefetch
+
+__all__ = ["ClassifiedBackbone", "JointModel", "centre_scores"]
+
+
+class TrainedNetwork(nn.Module):
+    """A network of the registry whose module is trained in place.
+
+    network: `extract.networks.Network` of kind backbone. freeze_norms: batch norms keep the statistics they came with.
+    """
+
+    def __init__(self, network, freeze_norms: bool):
+        super().__init__()
+        self.network, self.freeze_norms = network, freeze_norms
+        self.module = network.module.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> TrainedNetwork:
+        """As torch's; evaluation runs with the weights as extraction prepares them, folded batch norms and all."""
+        super().train(mode)
+        if not mode:
+            self.network.prepare()
+        elif self.freeze_norms:
+            for part in self.module.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+        return self
+
+    def feature_map(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 frames (B, T, S, S, C), or (B, S, S, C) -> (B, T', H', W', C') or (B, H', W', C') float32."""
+        return self.network.feature_map(self.network.normalise(frames))
+
+
+class ClassifiedBackbone(TrainedNetwork):
+    """batch["frames"] -> {target: logits (B, classes)}: the network, mean pooling, dropout, a linear layer a target."""
+
+    def __init__(self, network, classes: Mapping[str, int], *, dropout: float, freeze_norms: bool):
+        super().__init__(network, freeze_norms)
+        self.dropout = dropout
+        width = network.spec.outputs["vector"][0][-1]
+        self.classifier = nn.ModuleDict({name: nn.Linear(width, n) for name, n in classes.items()}).to(network.device)
+
+    def forward(self, batch: dict) -> dict:
+        pooled = self.feature_map(batch["frames"]).flatten(1, -2).mean(1)
+        pooled = F.dropout(pooled, self.dropout, self.training)
+        return {name: layer(pooled) for name, layer in self.classifier.items()}
+
+    def loss(self, batch: dict) -> torch.Tensor:
+        """Sum of the targets' cross-entropies."""
+        out = self(batch)
+        return sum(F.cross_entropy(out[name].float(), label) for name, label in batch["labels"].items())
+
+    def beside(self) -> dict[str, torch.Tensor]:
+        """Tensors of the checkpoint that are not the network's."""
+        return self.classifier.state_dict(prefix="classifier.")
+
+
+class JointModel(TrainedNetwork):
+    """A network of clips and a head on its maps, trained together: the head reads what it would read from a store.
+
+    Both of a head's roles, verb and noun, are played by the one network; its objects, where it has any, stay cached.
+    """
+
+    def __init__(self, network, head: nn.Module, *, freeze_norms: bool):
+        super().__init__(network, freeze_norms)
+        self.head = head.to(network.device)
+
+    def forward(self, batch: dict) -> dict:
+        fmap = self.feature_map(batch["frames"])
+        clip = {"map": fmap, "spatial": fmap.mean(1), "vector": fmap.flatten(1, -2).mean(1)}
+        clip["geometry"] = geometry(batch["seen"], *fmap.shape[2:4])
+        return self.head({**batch, **dict.fromkeys(("verb", "noun"), clip)})
+
+    def loss(self, batch: dict) -> torch.Tensor:
+        return self.head.loss(self(batch), batch["labels"])
+
+    def beside(self) -> dict[str, torch.Tensor]:
+        """Tensors of the checkpoint that are not the network's."""
+        return self.head.state_dict(prefix="head.")
+
+
+def geometry(seen: torch.Tensor, map_h: int, map_w: int) -> torch.Tensor:
+    """(B, 4) = (sx, sy, ox, oy) of maps of what was `seen`: (B, 4) left, top, width, height relative to the frame.
+
+    As `extract.transforms.geometry`: x_map = sx * x + ox for x in [0, 1] across the whole frame.
+    """
+    left, top, width, height = seen.unbind(1)
+    sx, sy = map_w / width, map_h / height
+    return torch.stack((sx, sy, -left * sx, -top * sy), dim=1)
+
+
+def centre_scores(
+    model: TrainedNetwork, clips: LabelledClips, which: np.ndarray, outputs: Mapping[str, int], batch_size: int
+) -> dict[str, np.ndarray]:
+    """{name: (n_clips, outputs) float32 logits of centre clips, NaN of clips not in `which`}, as after extraction."""
+    model.eval()
+    n, device = len(clips.clips["id"]), str(model.network.device)
+    out = {name: np.full((n, width), np.nan, np.float32) for name, width in outputs.items()}
+    batches = [which[i : i + batch_size] for i in range(0, len(which), batch_size)]
+    for items, arrays in zip(batches, prefetch(_Middle(clips), batches), strict=True):
+        with model.network.inference():
+            logits = model(to_device(arrays, device))
+        for name, values in out.items():
+            values[items] = logits[name].float().cpu().numpy()
+    return out
+
+
+class _Middle:
+    """Centre clips, for `prefetch`."""
+
+    def __init__(self, clips: LabelledClips):
+        self.clips = clips
+
+    def batch(self, items: np.ndarray) -> dict:
+        return self.clips.middle(np.asarray(items))
