@@ -20,6 +20,8 @@ from commands.printing import progress_bar, say, show, show_run
 from commands.stopping import DAMAGE, DONE, INCOMPLETE, INTERRUPTED, REQUEUE, stopped_by_signals
 from commands.store import store
 from commands.train_backbone import train_backbone
+from commands.train_detector import train_detector
+from commands.train_recogniser import train_recogniser
 from errors import MachineError
 
 # ---- extract, plan -----------------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ def main():
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
-for command in (catalog, serve, store, train_backbone):
+for command in (catalog, serve, store, train_backbone, train_detector, train_recogniser):
     main.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""A disk without a journal, rebuilt from the system calls of a writer that strace recorded.
+"""A disk without a journal, rebuilt from the system calls of a writer that strace recorded; and one that refuses them.
 
 What survives a power cut: of a file, its content when it was last fsynced; of a folder, the names in it when it was
 last fsynced. Everything else (writes, renames, new folders, removals) is dropped.
@@ -76,13 +76,20 @@ def _is_thread(call: Call) -> bool:
 
 
 def _calls(lines: list[str]) -> Iterator[tuple[int, Call]]:
-    """(process or thread, call) of those that did not fail."""
+    """(process or thread, call) of those that did not fail, in the order in which they took effect.
+
+    That is when they returned; but for `close`, which gives its number away as it begins: another thread may have
+    opened the next file under it before it returns.
+    """
     begun: dict[str, str] = {}
     for line in lines:
         pid, _, text = line.partition(" ")
         text = text.lstrip()
-        if text.endswith("<unfinished ...>"):
+        if closed := re.match(r"close\((\d+)\s*<unfinished", text):
+            yield int(pid), Call("close", (closed[1],), 0)
+        elif text.endswith("<unfinished ...>"):
             begun[pid] = text.removesuffix("<unfinished ...>").rstrip()
+        if text.endswith("<unfinished ...>") or text.startswith("<... close resumed>"):
             continue
         if resumed := re.match(r"<\.\.\. \w+ resumed>\s*(.*)", text, re.DOTALL):
             text = f"{begun.pop(pid)} {resumed[1]}"
@@ -312,3 +319,19 @@ def cuts(calls: list[Call], disk: Disk, points: list[int]) -> Iterator[int]:
 def record_job(script: Path, job: str, folder: Path, log: Path) -> list[Call]:
     """The calls of `python script job folder`."""
     return record([sys.executable, str(script), job, str(folder)], log)
+
+
+REFUSED = "fsync,fdatasync,pwrite64,mkdir,mkdirat,rename,renameat,renameat2,link,linkat"
+
+
+def run_refused(script: Path, job: str, folder: Path, log: Path, error: str, call: int) -> int:
+    """Exit code of `python script job folder` whose calls that write, name or sync fail with this error for good.
+
+    error: as `errno` names it. call: of each thread, the number of the first call that fails, from 1.
+    """
+    options = ["-f", "--seccomp-bpf", "-qq", "-e", "signal=none", "-e", f"trace={REFUSED}", "-o", os.devnull]
+    options += ["-e", f"inject={REFUSED}:error={error}:when={call}+"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with log.open("ab") as words:
+        command = ["strace", *options, sys.executable, str(script), job, str(folder)]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=words, env=environment).returncode

@@ -8,14 +8,18 @@ machine decides too). Exit 1 if anything broke.
 
 kill      kill -9 at random moments of extract, merge, copy, extend, relabel, pack and repair: no row lost, there twice
           or wrong, and in the end every file is that of an uninterrupted run.
-flip      one random bit of a sealed store; truncate: to any length, zero too; delete: one file. Whatever changes what
-          a reader is given is named by `verify` (a file missing or resized by `verify --quick`); reads of rows and
-          tables raise, and never give other values; repair makes the store what it was, byte for byte.
-rsync     a copy, or an update of another version, in random order, that stopped, one file cut: as flip, but repair.
-mixed     some files of another version of the store, with other values: as rsync.
+flip      one random bit of a sealed store; truncate: to any length, zero too; delete: one file. `verify` names this
+          very file, whatever bit it was (`verify --quick` if it is missing or resized); reads of rows and tables
+          raise, and never give other values; repair makes the store what it was, byte for byte.
+rsync     a copy, or an update of another version, in random order, that stopped, one file cut: every file that is not
+          as the root's seal says is named, reads as for flip; repair makes the store what it was, byte for byte, or
+          says that it cannot.
+mixed     some files of another version of the store, one with other values or this one before it grew: as rsync.
 power     the writer's system calls, recorded by strace, played to a disk that drops all that was not fsynced: the
           store is valid, units whose commit had returned are there, and run again it ends in the same bytes.
-full      a limit on the size of files: MachineError, the store is valid, and run again it ends in the same bytes.
+full      a limit on files' sizes, a small disk, one without inodes, a quota, failing calls, a read-only disk or folder,
+          both from the beginning and midway: MachineError or UserError that names the place, the store is valid, and
+          run again it ends in the same bytes. What cannot be had without strace or unshare is skipped, and said so.
 
 Damage is done to what the current version of a store consists of; not to older seals and provenance, which no reader
 reads.
@@ -28,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -44,7 +48,6 @@ from errors import MachineError, UserError
 from stores import Store, open_store, verify
 
 RAISED = "raised"
-WRITERS = ("extract", "extend", "merge", "copy", "pack", "relabel")
 WHOLE = ("data/", "status", "rows/", "clips/", "videos/")
 """What must never be read with other values; probes and failures are plain JSON, whose damage `verify` names."""
 
@@ -132,13 +135,50 @@ def errors(path: Path, quick: bool = False) -> list[str]:
     return [finding.path for finding in verify(path, quick=quick) if finding.severity == "error"]
 
 
+def unnamed(path: Path, now: dict[str, bytes], was: dict[str, bytes], quick: bool = False) -> list[str]:
+    """Files that are not what they were and that `verify` does not name. quick: that are missing or of another size.
+
+    A file that was there has to be an error, one that was not any finding.
+
+    What is let off, here and nowhere else: where the seal's own list of digests is harmed, and named, nobody can tell
+    a whole file of another version from the right one, or say which failures and probes there were. Then of the rest
+    what is missing has to be named, be it by the folder that it is missing from or the status without which it cannot
+    be read, and reads of rows and tables are held to what a version of the store says all the same.
+    """
+    found = verify(path, quick=quick)
+    named, wrong = ({f.path for f in found if f.severity in kinds} for kinds in (("error", "note"), ("error",)))
+    listed = {name for name in was if name.startswith("sealed/") and "/digests/" in name}
+    length = len if quick else bytes
+    lost = [name for name, data in was.items() if name not in now or length(now[name]) != length(data)]
+    if any(now.get(name) != was[name] for name in listed):
+        missing = [name for name in lost if name in listed or name not in now]
+        missing = [name for name in missing if not name.startswith(("failures/", "probes/"))]
+        missed = [name for name in missing if wrong.isdisjoint(_itself_and_what_holds(name))]
+    else:
+        missed = [name for name in lost if name not in wrong]
+    return missed + [name for name in now if name not in named | was.keys()]
+
+
+def _itself_and_what_holds(name: str) -> set[str]:
+    """`a/b/c.0`: itself, the folders `a/b` and `a`, the `zarr.json` of these; of a shard also its unit's status."""
+    folders = [str(folder) for folder in PurePosixPath(name).parents][:-1]
+    holders = {name, *folders, *(f"{folder}/zarr.json" for folder in folders)}
+    if name.startswith("data/") and "/c." in name:
+        holders |= {f"rows/status/c.{name.split('/c.')[1].partition('.')[0]}", "rows/status/zarr.json"}
+    return holders
+
+
 def contents(path: Path, current: int | None = None) -> dict[str, bytes]:
-    """{file: bytes} of a store but its provenance, and (current: number of the seal) but older seals."""
+    """{file: bytes} of a store but its provenance, and (current: number of the seal) but other seals."""
     if path.is_file():
         return {path.name: path.read_bytes()}
     files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-    old = tuple(f"sealed/{k}/" for k in range(current or 0))
-    return {name: p.read_bytes() for name, p in files.items() if not name.startswith(("provenance/", *old))}
+    kept = f"sealed/{current}/" if current else ""
+    return {
+        name: p.read_bytes()
+        for name, p in files.items()
+        if not name.startswith("provenance/") and (name.startswith(kept) or not name.startswith("sealed/"))
+    }
 
 
 def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
@@ -186,12 +226,13 @@ def untrue(path: Path, before: dict[tuple, int]) -> tuple[str, dict[tuple, int]]
 
 @dataclass
 class Bench:
-    """Where jobs begin and how they end, made once: {job: folder}, {job: {file: bytes}}, {job: seconds}."""
+    """Where jobs begin and how they end, made once: {job: {file: bytes}}, {job: seconds}, {job: `_room`}."""
 
     folder: Path
     workers: jobs.Workers
     ends: dict[str, dict[str, bytes]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    rooms: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def start(self, job: str) -> Path:
         """The folder that a job begins with; never changed."""
@@ -205,6 +246,7 @@ class Bench:
                 raise RuntimeError(f"{job} ended with {code}: {self.workers.last_words()}")
             self.seconds[job] = time.monotonic() - begun
             self.ends[job] = contents(reference / jobs.target_of(job))
+            self.rooms[job] = _room(reference)
         return folder
 
     def fresh(self, job: str, name: str) -> Path:
@@ -231,7 +273,7 @@ def kill(bench: Bench, seed: int, n: int, first: int = 0, names: Sequence[str] =
         folder, ok = bench.fresh(job, "killed"), {}
         target = folder / jobs.target_of(job)
         while True:
-            code = bench.workers.run(job, folder, kill_after=rng.uniform(0, bench.seconds[job]))
+            code = bench.workers.run(job, folder, "kill", rng.uniform(0.0001, bench.seconds[job]))
             outcome.remark({-9: f"kills of {job}", 0: "runs that were over before"}.get(code, "failures"))
             if code not in (0, -9):
                 outcome.broken.append(f"{number}: {job} ended with {code}: {bench.workers.last_words()}")
@@ -245,24 +287,63 @@ def kill(bench: Bench, seed: int, n: int, first: int = 0, names: Sequence[str] =
     return outcome
 
 
-def full(bench: Bench, seed: int, n: int, first: int = 0, names: Sequence[str] = WRITERS) -> Outcome:
-    """No file may be larger than some size."""
-    outcome = Outcome("full")
+REFUSALS = ("limit", "disk", "inodes", "quota", "error", "read-only", "turned", "permission", "withdrawn")
+
+
+def full(bench: Bench, seed: int, n: int, first: int = 0, names: Sequence[str] = tuple(jobs.JOBS)) -> Outcome:
+    """The disk refuses, in each of the ways of REFUSALS that can be had here."""
+    outcome, has_strace = Outcome("full"), power_loss.has_strace()
     for number, rng in trials("full", seed, n, first, outcome):
-        job = names[number % len(names)]
+        how, job = REFUSALS[number % len(REFUSALS)], names[number % len(names)]
+        if not (has_strace if how in ("quota", "error") else bench.workers.own_mounts or how == "limit"):
+            outcome.trials -= 1
+            outcome.remark(f"of {how} skipped: {'strace' if how in ('quota', 'error') else 'unshare'} is missing")
+            continue
         bench.start(job)
         folder, before = bench.fresh(job, "full"), {}
         target = folder / jobs.target_of(job)
-        if target.exists():
+        if target.exists() and job != "repair":
             before = ok_rows(open_store(target))
-        largest = max(map(len, bench.ends[job].values()))
-        code = bench.workers.run(job, folder, limit=rng.choice([rng.randrange(largest), rng.randrange(3000)]))
-        outcome.remark("had space enough") if code == 0 else None
-        if code not in (0, 1):
-            outcome.broken.append(f"{number}: {job} ended with {code}: {bench.workers.last_words()}")
-        if found := untrue(target, before)[0] or bench.finish(job, folder):
-            outcome.broken.append(f"{number}: {job}: {found}")
+        code, words = _refused(bench, how, job, folder, rng), bench.workers.last_words()
+        outcome.remark(f"refused by {how}" if code else "had what they needed")
+        if code not in (0, 1, 2) or (code and str(folder) not in words):
+            outcome.broken.append(f"{number}: {how}: {job} ended with {code}: {words}")
+        found = "" if job == "repair" else untrue(target, before)[0]
+        if found := found or bench.finish(job, folder):
+            outcome.broken.append(f"{number}: {how}: {job}: {found}")
     return outcome
+
+
+def _refused(bench: Bench, how: str, job: str, folder: Path, rng: random.Random) -> int:
+    """Runs a job on a disk that refuses; its exit code.
+
+    limit: no file may be larger than some size. disk, inodes: there is room for some more bytes, or files. quota,
+    error: EDQUOT, EIO. read-only, permission: from the beginning; turned, withdrawn: at some moment.
+    """
+    run, moment = bench.workers.run, rng.uniform(0.001, bench.seconds[job])
+    if how == "limit":
+        largest = max(map(len, bench.ends[job].values()))
+        return run(job, folder, limit=rng.choice([rng.randrange(largest), rng.randrange(3000)]))
+    if how in ("quota", "error"):
+        error, script = {"quota": "EDQUOT", "error": "EIO"}[how], Path(jobs.__file__)
+        return power_loss.run_refused(script, job, folder, bench.workers.log, error, int(2 ** rng.uniform(0, 7)))
+    if how in ("disk", "inodes"):
+        pages, files = _room(folder)
+        more_pages, more_files = (
+            after - before for after, before in zip(bench.rooms[job], (pages, files), strict=True)
+        )
+        room = {"disk": f"size={4 * (pages + rng.randint(1, more_pages))}k", "inodes": ""}
+        room["inodes"] = f"nr_inodes={files + rng.randint(1, more_files)}"
+        return run(job, folder, disk=room[how])
+    then = "permission" if how in ("permission", "withdrawn") else "read-only"
+    disk = "size=100m" if then == "read-only" else None
+    return run(job, folder, then, 0 if how == then else moment, disk=disk)
+
+
+def _room(folder: Path) -> tuple[int, int]:
+    """(pages of 4 KiB, inodes) that a folder takes."""
+    names = [folder, *folder.rglob("*")]
+    return sum(-(-name.stat().st_size // 4096) for name in names if name.is_file()), len(names) + 1
 
 
 def power(bench: Bench, seed: int, n: int, first: int = 0, names: Sequence[str] = tuple(jobs.JOBS)) -> Outcome:
@@ -318,12 +399,15 @@ def _not_kept(target: Path, said: list[str]) -> str:
 
 
 class Sealed:
-    """A sealed store that is damaged and repaired again and again."""
+    """A sealed store that is damaged and repaired again and again.
 
-    def __init__(self, folder: Path, version: int = 0):
-        self.path = folder / f"sealed-{version}.zarr"
+    version: of the values. grown: as it was sealed after it had grown, else before.
+    """
+
+    def __init__(self, folder: Path, version: int = 0, grown: bool = True):
+        self.path = folder / f"sealed-{version}{'' if grown else '-before'}.zarr"
         if not self.path.exists():
-            jobs.sealed_store(self.path, version)
+            jobs.sealed_store(self.path, version, grown)
         store = open_store(self.path)
         self.version, self.rows, self.seal = version, len(store), store.manifest.seal["k"]
         self.expected, self.files = reading(self.path, self.rows), contents(self.path, self.seal)
@@ -343,23 +427,15 @@ class Sealed:
         if found := wrong(now, *allowed):
             yield f"{found[0]} was read with another value ({len(found)} so)"
         files = contents(path, self.seal)
-        harmed = changed(self.expected, now)
-        named = errors(path)
-        if harmed and not named:
-            yield f"verify names nothing, but {harmed[0]} is not given as before"
-        outcome.remark("changed no read") if not harmed else None
-        resized = [
-            name for name, data in self.files.items() if len(files.get(name, b"")) != len(data) or name not in files
-        ]
-        if resized and not (quick := errors(path, quick=True)):
-            yield f"verify --quick names nothing ({quick}), but {resized[0]} is missing or resized"
-        if not named and differing(files, self.files):
-            outcome.remark("named by nothing")
+        for how, quick in (("verify", False), ("verify --quick", True)):
+            if missed := unnamed(path, files, self.files, quick):
+                yield f"{how} does not name {', '.join(missed[:3])} ({len(missed)} so)"
+        outcome.remark("changed no read") if not changed(self.expected, now) else None
 
     def not_repaired(self, path: Path) -> str:
         """Repairs a store; what is not as it was, "" if nothing."""
         try:
-            jobs.repair(path)
+            jobs.repair(path, self.version)
         except (MachineError, UserError, ValueError) as error:
             return f"repair: {type(error).__name__}: {error}"
         found = differing(contents(path, self.seal), self.files)
@@ -407,44 +483,45 @@ def damage(name: str, harm: Callable, folder: Path, seed: int, n: int, first: in
 
 
 def rsync(folder: Path, seed: int, n: int, first: int = 0) -> Outcome:
-    """Copies that stopped: half of them into an empty folder, half of them over an older version."""
-    outcome, sealed, other = Outcome("rsync"), Sealed(folder), Sealed(folder, 1)
+    """Copies that stopped: half of them into an empty folder, a quarter each over the store as it was before it grew
+    and over one with other values; half of them in any order, half as rsync goes: files of a folder, then its folders.
+    """
+    outcome, sealed = Outcome("rsync"), Sealed(folder)
+    older = Sealed(folder, grown=False), Sealed(folder, 1)
     source, path = contents(sealed.path), folder / "copied.zarr"
     for number, rng in trials("rsync", seed, n, first, outcome):
-        update = number % 2 == 1
         shutil.rmtree(path, ignore_errors=True)
-        if update:
+        over = [older[number // 2 % 2]] if number % 2 else []
+        for other in over:
             other.copy(path)
         names = sorted(source)
-        rng.shuffle(names)
-        if rng.random() < 0.5:  # an early root is the worst case
-            names.insert(0, names.pop(names.index("zarr.json")))
+        if rng.random() < 0.5:
+            rng.shuffle(names)
+        else:
+            names.sort(key=lambda name: [(i < name.count("/"), part) for i, part in enumerate(name.split("/"))])
         stop = rng.randrange(len(names))
         for i, name in enumerate(names[: stop + 1]):
             target = path / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             target.write_bytes(source[name][: rng.randrange(len(source[name])) if i == stop else None])
-        outcome.broken += [
-            f"{number}: {found}" for found in _partly(path, outcome, sealed, *([other] if update else []))
-        ]
+        outcome.broken += [f"{number}: {found}" for found in _partly(path, outcome, sealed, *over)]
     return outcome
 
 
 def mixed(folder: Path, seed: int, n: int, first: int = 0) -> Outcome:
-    """Some files of another version: one with other values, or this store before it grew."""
-    outcome, sealed, other = Outcome("mixed"), Sealed(folder), Sealed(folder, 1)
+    """Some files of another version: every other time one with other values, or this store before it grew."""
+    outcome, sealed = Outcome("mixed"), Sealed(folder)
+    versions = Sealed(folder, 1), Sealed(folder, grown=False)
     path = folder / "mixed.zarr"
     for number, rng in trials("mixed", seed, n, first, outcome):
+        other = versions[number % 2]
         sealed.copy(path)
-        theirs = contents(other.path)
-        names = sorted(
-            name for name, data in theirs.items() if sealed.files.get(name) != data and "sealed/1" not in name
-        )
+        names = [name for name, data in other.files.items() if sealed.files.get(name) != data]
         for name in rng.sample(names, rng.randint(1, len(names) - 1)):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).unlink(missing_ok=True)
-            (path / name).write_bytes(theirs[name])
+            (path / name).write_bytes(other.files[name])
         outcome.broken += [f"{number}: {found}" for found in _partly(path, outcome, sealed, other)]
     return outcome
 
@@ -455,15 +532,28 @@ def _partly(path: Path, outcome: Outcome, *versions: Sealed) -> Iterator[str]:
     first = next((version for version in versions if version.files["zarr.json"] == root), None)
     if first is None:
         outcome.remark("without a root")
-        if not errors(path):
-            yield "verify names nothing, but there is no whole zarr.json"
+        if "zarr.json" not in errors(path):
+            yield "verify does not name zarr.json, which is not whole"
         return
     yield from first.problems(path, outcome, *(version for version in versions if version is not first))
+    left = first.not_repaired(path)
+    if left and not errors(path) and open_store(path).manifest.seal == open_store(first.path).manifest.seal:
+        yield f"{left}, and it is said to be the version that it was"
+    outcome.remark("not repaired without a source" if left else "repaired")
 
 
 # ---------------------------------------------------------------------------------------------------- main
 
-TRIALS = {"kill": 200, "flip": 1000, "truncate": 200, "delete": 200, "rsync": 50, "mixed": 50, "power": 100, "full": 60}
+TRIALS = {
+    "kill": 200,
+    "flip": 1000,
+    "truncate": 200,
+    "delete": 200,
+    "rsync": 50,
+    "mixed": 50,
+    "power": 100,
+    "full": 126,
+}
 """Campaigns, and how many trials each has without --n."""
 
 
@@ -476,7 +566,7 @@ def campaign(name: str, folder: Path, seed: int, n: int, first: int = 0, only: S
         return damage(name, harm, folder, seed, n, first)
     if name in ("rsync", "mixed"):
         return {"rsync": rsync, "mixed": mixed}[name](folder, seed, n, first)
-    with jobs.Workers(folder / "log.txt") as workers:
+    with jobs.Workers(folder / "log.txt", own_mounts=name == "full" and jobs.has_own_mounts()) as workers:
         bench = Bench(folder, workers)
         names = {"names": tuple(only)} if only else {}
         return {"kill": kill, "power": power, "full": full}[name](bench, seed, n, first, **names)

@@ -7,16 +7,18 @@ The network is a fake: a row's values come from a hash of its clip, so every sto
 any value that is read can be checked. A job that was stopped anywhere is run again until it is done.
 """
 
+import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +128,13 @@ def finish(path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- the jobs
 
 
-def sealed_store(path: Path, version: int = 0) -> None:
-    """Sealed, grown, and sealed again."""
+def sealed_store(path: Path, version: int = 0, grow: bool = True) -> None:
+    """Sealed, grown, and sealed again; or but the first. version: of the fake network."""
     store = new_store(path)
     compute(store, version=version)
     store.seal()
+    if not grow:
+        return
     grown = extend(path, **tables(ROWS + MORE))
     compute(grown, version=version)
     grown.seal()
@@ -178,12 +182,12 @@ def _repair(folder: Path) -> None:
     repair(folder / "s.zarr")
 
 
-def repair(path: Path) -> None:
-    """What `store repair` does, with the fake network."""
+def repair(path: Path, version: int = 0) -> None:
+    """What `store repair` does, with the fake network of this version."""
     restored = repair_store(path)
     store = open_store(path)
     if not store.sealed:
-        compute(store)
+        compute(store, version=version)
         seal_repaired(path, restored.seal)
     say("sealed")
 
@@ -233,7 +237,7 @@ _is_job = False
 
 
 def _run(job: str, folder: Path, limit: int | None = None) -> int:
-    """Exit code of a job, in this process. limit: bytes that no file may exceed: a full disk."""
+    """Exit code of a job, in this process. limit: bytes that no file may exceed."""
     global _is_job
     _is_job = True
     if limit is not None:
@@ -250,39 +254,113 @@ def _run(job: str, folder: Path, limit: int | None = None) -> int:
 
 
 def _serve() -> int:
-    """Lines {"job", "folder", "kill_after", "limit"} in, exit codes out (-9: killed), each job in a forked child."""
+    """Lines of what `Workers.run` was given in, exit codes out (-9: killed), each job in a forked child."""
     answers = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for line in sys.stdin:
         asked = json.loads(line)
-        pid = os.fork()
-        if not pid:
-            os._exit(_run(asked["job"], Path(asked["folder"]), asked["limit"]))
-        status, began = None, time.monotonic()
-        while asked["kill_after"] is not None and status is None:
-            done, code = os.waitpid(pid, os.WNOHANG)
-            if done:
-                status = code
-            elif time.monotonic() - began >= asked["kill_after"]:
-                os.kill(pid, signal.SIGKILL)
-                break
-            else:
-                time.sleep(0.0005)
-        if status is None:
-            _, status = os.waitpid(pid, 0)
+        with _disk(Path(asked["folder"]), asked["disk"]):
+            status = _attend(asked)
         os.write(answers, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     return 0
 
 
-class Workers:
-    """Runs jobs in processes forked by a server that has imported everything and used nothing: a few ms each."""
+def _attend(asked: dict) -> int:
+    """Runs a job and, at its moment, does what was asked; the status of its process."""
+    folder, interrupt = Path(asked["folder"]), INTERRUPTS.get(asked["then"])
+    if interrupt and asked["after"] == 0:
+        interrupt(0, folder)
+    pid = os.fork()
+    if not pid:
+        os._exit(_run(asked["job"], folder, asked["limit"]))
+    began, done, status = time.monotonic(), 0, 0
+    while interrupt and asked["after"] and not done:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if not done and time.monotonic() - began >= asked["after"] and interrupt(pid, folder):
+            break
+        time.sleep(0.0005)
+    if not done:
+        _, status = os.waitpid(pid, 0)
+    if asked["then"] == "permission":
+        _set_folders(folder, 0o755)
+    return status
 
-    def __init__(self, log: Path):
-        self.log = log
+
+def _kill(pid: int, _: Path) -> bool:
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def _take_permission(_: int, folder: Path) -> bool:
+    _set_folders(folder, 0o555)
+    return True
+
+
+def _make_read_only(_: int, folder: Path) -> bool:
+    """False where a file is open for writing just now: to be tried again."""
+    return not subprocess.run(["mount", "-o", "remount,ro", folder], capture_output=True).returncode
+
+
+INTERRUPTS: dict[str | None, Callable[[int, Path], bool]] = {
+    "kill": _kill,
+    "permission": _take_permission,
+    "read-only": _make_read_only,
+}
+"""{what may happen to a job at some moment: does it to (process, folder) and says whether it is done}."""
+
+
+def _set_folders(folder: Path, mode: int) -> None:
+    for parent, _, _ in os.walk(folder):
+        os.chmod(parent, mode)
+
+
+@contextlib.contextmanager
+def _disk(folder: Path, options: str | None) -> Iterator[None]:
+    """A file system of its own for the folder, in memory, made with these mount options; None: where it is."""
+    if options is None:
+        yield
+        return
+    beside = folder.rename(folder.with_name(f"{folder.name}-beside"))
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
+    try:
+        shutil.copytree(beside, folder, dirs_exist_ok=True)
+        yield
+        shutil.rmtree(beside)
+        shutil.copytree(folder, beside)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+        folder.rmdir()
+        beside.rename(folder)
+
+
+OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
+NO_OVERRIDE = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+"""Without these capabilities root, too, may write only where the permissions say so."""
+
+
+def has_own_mounts() -> bool:
+    """Whether a user may have file systems of his own here."""
+    if shutil.which("unshare") is None or shutil.which("setpriv") is None:
+        return False
+    try_one = ["sh", "-c", "mount -t tmpfs none /mnt"]
+    return not subprocess.run([*OWN_MOUNTS, *NO_OVERRIDE, *try_one], capture_output=True).returncode
+
+
+class Workers:
+    """Runs jobs in processes forked by a server that has imported everything and used nothing: a few ms each.
+
+    own_mounts: they may have disks of their own, and root has no more rights than its permissions give.
+    """
+
+    def __init__(self, log: Path, own_mounts: bool = False):
+        self.log, self.own_mounts = log, own_mounts
+        before = [*OWN_MOUNTS, *NO_OVERRIDE] if own_mounts else []
         with log.open("ab") as errors:
             self._server = subprocess.Popen(
-                [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-            )
+                [*before, sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=errors,
+            )  # fmt: skip
 
     def __enter__(self) -> "Workers":
         return self
@@ -292,9 +370,21 @@ class Workers:
         self._server.wait()
         self._server.stdout.close()
 
-    def run(self, job: str, folder: Path, kill_after: float | None = None, limit: int | None = None) -> int:
-        """The job's exit code: 0 done, -9 killed, 1 MachineError, 2 UserError, UNEXPECTED anything else."""
-        asked = {"job": job, "folder": str(folder), "kill_after": kill_after, "limit": limit}
+    def run(
+        self,
+        job: str,
+        folder: Path,
+        then: str | None = None,
+        after: float = 0,
+        limit: int | None = None,
+        disk: str | None = None,
+    ) -> int:
+        """The job's exit code: 0 done, -9 killed, 1 MachineError, 2 UserError, UNEXPECTED anything else.
+
+        then, after: one of INTERRUPTS, and seconds after which (0: before it begins) it happens. limit: bytes that no
+        file may exceed. disk: mount options of a file system that the folder lies in meanwhile.
+        """
+        asked = {"job": job, "folder": str(folder), "then": then, "after": after, "limit": limit, "disk": disk}
         self._server.stdin.write(f"{json.dumps(asked)}\n".encode())
         self._server.stdin.flush()
         return int(self._server.stdout.readline())

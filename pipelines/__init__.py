@@ -11,6 +11,8 @@ _EXPORTS = {
     "inspect_clip": "pipelines.inspection",
     "train_head": "pipelines.training",
     "train_backbone": "pipelines.base_training",
+    "train_detector": "pipelines.detector_training",
+    "train_recogniser": "pipelines.recogniser_training",
     "evaluate": "pipelines.evaluation",
 }
 

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from extract.networks.spec import READS
 from pipelines.devices import to_device
 from pipelines.labelled_clips import LabelledClips
 from stores import prefetch
 
-__all__ = ["ClassifiedBackbone", "JointModel", "centre_scores"]
+__all__ = ["ClassifiedBackbone", "JointModel", "centre_scores", "thaw"]
 
 
 class TrainedNetwork(nn.Module):
@@ -25,7 +26,8 @@ class TrainedNetwork(nn.Module):
     def __init__(self, network, freeze_norms: bool):
         super().__init__()
         self.network, self.freeze_norms = network, freeze_norms
-        self.module = network.module.requires_grad_(True)
+        self.module = network.module
+        thaw(network)
 
     def train(self, mode: bool = True) -> TrainedNetwork:
         """As torch's; evaluation runs with the weights as extraction prepares them, folded batch norms and all."""
@@ -41,6 +43,27 @@ class TrainedNetwork(nn.Module):
     def feature_map(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 frames (B, T, S, S, C), or (B, S, S, C) -> (B, T', H', W', C') or (B, H', W', C') float32."""
         return self.network.feature_map(self.network.normalise(frames))
+
+
+def thaw(network) -> None:
+    """Let gradients into what a network's `vector` depends on, and nothing else: parameters without a gradient (a
+    classifier that came with it) would make training by several processes wait for them."""
+    spec, module = network.spec, network.module.requires_grad_(True).train()
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    parameters = list(module.parameters())
+    height, width = spec.input_size or (64, 64)
+    frames = (spec.clip_len,) if READS[spec.reads][0] == "THWC" else ()
+    blank = torch.zeros((2, *frames, height, width, spec.channels), dtype=torch.uint8, device=network.device)
+    network.keep = ("vector",)
+    with torch.enable_grad():
+        vector = network.compute(blank, [0, 1], {})["vector"]
+        found = torch.autograd.grad(vector.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, found, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():  # statistics of batch norms
+            buffer.copy_(before[name])
+    module.eval()
 
 
 class ClassifiedBackbone(TrainedNetwork):

@@ -166,19 +166,48 @@ def extension_column(path: Path, extension: Extension, name: str) -> np.ndarray:
     return read_plain(path / extension.name / name)
 
 
+def _applied(files: ZarrFiles, k: int) -> Extension:
+    extension = read_extension(files.path, k)
+    if extension is None:
+        raise DamagedStore(f"{files.path / FOLDER / str(k)} is missing: this store is not whole")
+    return extension
+
+
 def table_column(files: ZarrFiles, name: str) -> np.ndarray:
     """A column as the extensions say it is, `rows/` with its padding. Raises DamagedStore."""
     parts: list[np.ndarray] = []
     for k in range(applied(files.manifest)):
-        extension = read_extension(files.path, k)
-        if extension is None:
-            raise DamagedStore(f"{files.path / FOLDER / str(k)} is missing: this store is not whole")
+        extension = _applied(files, k)
         if name in extension.columns():
             values = extension_column(files.path, extension, name)
             parts = [values] if name in extension.replaced else [*parts, values]
     if not parts:
         raise DamagedStore(f"no extension of {files.path} has column {name}")
     return np.concatenate(parts)
+
+
+def check_joints(files: ZarrFiles, name: str, values: np.ndarray) -> None:
+    """Raises DamagedStore where a chunk of a column is one of before a growth: of what came since it holds fill values.
+
+    A chunk that was not full when the store grew was written again; such a one is compared with the extension.
+    """
+    grown = [
+        extension for k in range(1, applied(files.manifest)) if name in (extension := _applied(files, k)).columns()
+    ]
+    whole = max((i for i, extension in enumerate(grown) if name in extension.replaced), default=0)
+    chunk = chunk_rows(files.metadata(name)) if grown else 1
+    for extension in grown[whole:]:
+        table = name.partition("/")[0]
+        start = extension.first if table == "rows" else extension.starts.get(table, 0)
+        start = 0 if name in extension.replaced else start
+        added = extension_column(files.path, extension, name)
+        stop = len(values) if name in extension.replaced else start + -start % chunk
+        added = added[: min(stop, len(values)) - start]
+        if len(added) and not same_values(values[start : start + len(added)], added):
+            raise DamagedStore(
+                f"{files.path / name} is not as extension {extension.k} says, which added to it: two versions of the"
+                " store are mixed. Copy it again from its source, or run `store repair`"
+            )
 
 
 def check_extensions(files: ZarrFiles, quick: bool = False) -> Iterator[tuple[str, str]]:
@@ -208,7 +237,7 @@ def check_extensions(files: ZarrFiles, quick: bool = False) -> Iterator[tuple[st
         columns |= set(extension.columns()) if extension else set()
     for name in sorted(columns) if whole and not quick else ():
         try:
-            values, expected = files.column(name), table_column(files, name)
+            values, expected = files.own_column(name), table_column(files, name)
         except DamagedStore:
             continue  # said by the check of the table
         if not same_values(values, expected) and not _is_being_replaced(files, name, values, expected):
@@ -375,7 +404,8 @@ def _lengthen(files: ZarrFiles, name: str, metadata: Mapping, extension: Extensi
 def _drop_chunks(folder: Path, metadata: Mapping) -> bool:
     """Removes the chunks that a column which was replaced by a shorter one has no more."""
     last = -(-metadata["shape"][0] // chunk_rows(metadata))
-    stale = [file for file in folder.glob("c.*") if int(file.name.split(".")[1]) >= last]
+    numbers = {file: file.name.split(".")[1] for file in folder.glob("c.*")}  # not of "c.0_8f...": a writer's temporary
+    stale = [file for file, number in numbers.items() if number.isdigit() and int(number) >= last]
     with storage_errors(folder):
         for file in stale:
             file.unlink(missing_ok=True)

@@ -211,7 +211,7 @@ def _column_files(files: ZarrFiles, extension: Extension, column: str) -> dict[s
     stop = after.array_rows if table == "rows" else after.tables.get(table, 0)
     chunk = row_chunk(after.layout.unit_rows) if table == "rows" and not extension.k else TABLE_CHUNK
     try:
-        values = files.column(column)[start:stop]
+        values = files.own_column(column)[start:stop]
     except DamagedStore:
         return {}
     held: dict[str, Any] = {}

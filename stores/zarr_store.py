@@ -176,7 +176,18 @@ class ZarrFiles:
         return [name for name in names if f"{table}/{name}" != STATUS]
 
     def column(self, name: str) -> np.ndarray:
-        """A whole column (`clips/verb`), strings as objects. Raises DamagedStore for a chunk lost or wrong."""
+        """A whole column (`clips/verb`), strings as objects. Raises DamagedStore for a chunk lost or wrong.
+
+        Of a column that has grown: also for a chunk of before, which holds fill values for what was added.
+        """
+        from .extensions import check_joints
+
+        values = self.own_column(name)
+        check_joints(self, name, values)
+        return values
+
+    def own_column(self, name: str) -> np.ndarray:
+        """A whole column as the table's own files say it is."""
         table = name.partition("/")[0]
         length = self.manifest.array_rows if table == "rows" else self.manifest.tables.get(table)
         try:  # its files may have grown since the manifest was read

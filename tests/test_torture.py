@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import power_loss  # noqa: E402
 import torture  # noqa: E402
 
-SAMPLE = {"kill": 7, "flip": 6, "truncate": 5, "delete": 5, "rsync": 4, "mixed": 4, "full": 5}
+SAMPLE = {"kill": 7, "flip": 6, "truncate": 5, "delete": 5, "rsync": 4, "mixed": 4, "full": 9}
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -60,3 +60,26 @@ def test_a_disk_without_a_journal_keeps_what_was_synced(tmp_path):
     disk.rebuild(tmp_path / "names", keep_names=True)
     left = {p.name: p.read_bytes() for p in (tmp_path / "names").iterdir()}
     assert left == {"kept": b"one", "later": b"", "nameless": b"three"}
+
+
+def test_a_number_that_is_closed_and_opened_at_once_is_the_new_file(tmp_path):
+    """Two threads: the number is free when `close` begins, and the other's file has it before `close` returns."""
+    name = {letter: "".join(f"\\x{byte:02x}" for byte in f"/disk/{letter}".encode()) for letter in "ab"}
+    top = "".join(f"\\x{byte:02x}" for byte in b"/disk")
+    log = [
+        f'1 openat(AT_FDCWD, "{name["a"]}", O_WRONLY|O_CREAT, 0666) = 7',
+        "1 close(7 <unfinished ...>",
+        f'2 openat(AT_FDCWD, "{name["b"]}", O_WRONLY|O_CREAT, 0666) = 7',
+        "1 <... close resumed>) = 0",
+        '2 write(7, "\\x78", 1) = 1',
+        "2 fsync(7 <unfinished ...>",
+        f'1 openat(AT_FDCWD, "{top}", O_RDONLY) = 8',
+        "2 <... fsync resumed>) = 0",
+        "1 fsync(8) = 0",
+    ]
+    (before := tmp_path / "before").mkdir()
+    disk = power_loss.Disk(Path("/disk"), before)
+    for _, call in power_loss._calls(log):
+        disk.apply(call)
+    disk.rebuild(tmp_path / "left")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "left").iterdir()} == {"a": b"", "b": b"x"}

@@ -8,6 +8,7 @@ from . import (  # importing them registers them
     efficientnet_lite0,  # noqa: F401
     face,  # noqa: F401
     faster_rcnn,  # noqa: F401
+    faster_rcnn_lite0,  # noqa: F401
     frame_store,  # noqa: F401
     hf_library,  # noqa: F401
     i3d,  # noqa: F401
@@ -17,6 +18,7 @@ from . import (  # importing them registers them
     s3d,  # noqa: F401
     slow_r50,  # noqa: F401
     small,  # noqa: F401
+    small3d,  # noqa: F401
     speech,  # noqa: F401
     swin3d,  # noqa: F401
     text,  # noqa: F401

@@ -236,7 +236,12 @@ class Network:
         return values
 
     def _rows_at_once(self, x: Tensor) -> int:
-        """On a CPU large clips go through one by one: a batch of them falls out of its caches and gains nothing."""
+        """On a CPU large clips go through one by one: a batch of them falls out of its caches and gains nothing.
+
+        While gradients are on all go through at once: batch norms want the statistics of the whole batch.
+        """
+        if torch.is_grad_enabled():
+            return len(x)
         return len(x) if self.device.type != "cpu" else max(1, CPU_PIXELS * x.shape[-1] // x[0].numel())
 
     def normalise(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from errors import UserError
+
 from ..weights import IMAGENET, Weights, add_weights
 from .frame_spec import frame_spec
 from .registry import register_network
@@ -45,6 +47,8 @@ def efficientnet_lite0(
     *,
     boxes: bool = False,
     layer: str | None = None,
+    logits: bool = False,
+    classes: int = 1000,
     resize: dict[str, Any] | None = None,
     fps: float = 2.0,
     top: int = 10,
@@ -60,12 +64,15 @@ def efficientnet_lite0(
             each frame and returns RoIAlign of the map at each, pooled.
         layer: one of LAYERS; default "head" (1280 channels, stride 32) for frames, "stride16_wide" for boxes, where
             a box of 32 pixels still covers 2 x 2 cells.
+        logits, classes: also the classifier's output `logits` (classes); of frames, with layer "head".
         resize: default short side 256, centre crop 224 for frames; squash to 320 for boxes (a crop is refused: boxes
             are relative to the whole frame).
         fps: of the frame grid.
         top: boxes kept a frame, the first by order.
         roi_size, roi_pool: RoIAlign's output cells a side, and "max" or "mean" over them.
     """
+    if logits and (boxes or layer not in (None, "head")):
+        raise UserError("efficientnet_lite0: logits are of whole frames and of the layer head")
     return frame_spec(
         "efficientnet_lite0",
         channels={name: channels for name, (_, channels) in LAYERS.items()},
@@ -80,6 +87,7 @@ def efficientnet_lite0(
         roi_pool=roi_pool,
         unit_rows=unit_rows,
         batch_size=batch_size,
+        classes=classes if logits else 0,
         builders=(f"{_MODEL}:frame_network", f"{_MODEL}:roi_network"),
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,

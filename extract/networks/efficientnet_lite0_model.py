@@ -117,10 +117,21 @@ def _own_key(key: str) -> str:
 
 
 class FrameNetwork(Network):
-    """The whole frame: `spatial` and `vector`."""
+    """The whole frame: `spatial`, `vector` and, where asked for, `logits`."""
 
     def __init__(self, spec: NetworkSpec) -> None:
-        super().__init__(spec, EfficientNetLite0(spec.layer))
+        super().__init__(spec, EfficientNetLite0(spec.layer, spec.options.get("classes", 1000)))
+
+    def _pool(self, feature_map: Tensor) -> dict[str, Tensor]:
+        values = super()._pool(feature_map)
+        if "logits" in self._keep:
+            values["logits"] = self.module.fc(feature_map.flatten(1, -2).mean(1)).float()
+        return values
+
+    def adapt_to(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "logits" in self.spec.outputs:
+            self.check_classes(state.get("fc.bias"), self.spec.options["classes"])
+        return state
 
     def convert_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {_own_key(key): value for key, value in state.items()}

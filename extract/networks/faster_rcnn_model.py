@@ -21,25 +21,13 @@ __all__ = ["FasterRcnn"]
 
 
 class FasterRcnn(Network):
-    """Frames in; the best boxes, their scores, classes and RoI features out."""
+    """Frames in; the best boxes, their scores, classes and RoI features out.
 
-    def __init__(self, spec: NetworkSpec) -> None:
-        options = spec.options
-        # As torchvision builds it for its COCO weights, whose frozen batch norms have eps 0 (`overwrite_eps`).
-        norm = partial(FrozenBatchNorm2d, eps=0.0)
-        model = FasterRCNN(
-            resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm, trainable_layers=0),
-            num_classes=options["classes"],
-            min_size=spec.resize["size"],
-            max_size=spec.resize["max_size"],
-            image_mean=list(spec.mean),
-            image_std=list(spec.std),
-            rpn_pre_nms_top_n_test=options["proposals"],
-            rpn_post_nms_top_n_test=options["proposals"],
-            box_score_thresh=options["score_threshold"],
-            box_nms_thresh=options["nms_threshold"],
-            box_detections_per_img=2**31 - 1,  # `top` cuts later, so that n_boxes can count them all
-        )
+    model: torchvision's detector; by default the one of its COCO weights.
+    """
+
+    def __init__(self, spec: NetworkSpec, model: FasterRCNN | None = None) -> None:
+        model = model or _coco_model(spec)
         super().__init__(spec, model)
         # Under autocast the convolutions and the box head run in half precision, boxes and scores never do.
         for part in (model.backbone, model.rpn.head, model.roi_heads.box_head, model.roi_heads.box_predictor):
@@ -98,6 +86,24 @@ class FasterRcnn(Network):
         pool = self.module.roi_heads.box_roi_pool
         pool.scales = pool.map_levels = None  # torchvision keeps those of the first image it ever saw
         return pool(features, boxes, [padded] * len(boxes))
+
+
+def _coco_model(spec: NetworkSpec) -> FasterRCNN:
+    """As torchvision builds it for its COCO weights, whose frozen batch norms have eps 0 (`overwrite_eps`)."""
+    options, norm = spec.options, partial(FrozenBatchNorm2d, eps=0.0)
+    return FasterRCNN(
+        resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm, trainable_layers=0),
+        num_classes=options["classes"],
+        min_size=spec.resize["size"],
+        max_size=spec.resize["max_size"],
+        image_mean=list(spec.mean),
+        image_std=list(spec.std),
+        rpn_pre_nms_top_n_test=options["proposals"],
+        rpn_post_nms_top_n_test=options["proposals"],
+        box_score_thresh=options["score_threshold"],
+        box_nms_thresh=options["nms_threshold"],
+        box_detections_per_img=2**31 - 1,  # `top` cuts later, so that n_boxes can count them all
+    )
 
 
 def _to_float(output):

