@@ -119,6 +119,9 @@ def plan(as_json, device, **options):
 @click.option("--verb", type=store_option, help="Store of the verb network [found].")
 @click.option("--noun", type=store_option, help="Store of the noun network [found].")
 @click.option("--objects", type=store_option, help="Store with boxes and RoI features [found].")
+@click.option("--sampler", type=store_option, help="psn, scsampler: store of the light network's `vector`.")
+@click.option("--recogniser", type=store_option, help="psn, scsampler: store of the heavy network's `logits`.")
+@click.option("--target", help="psn, scsampler: a label column, or labels: the table [what the recogniser names].")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [runs/...].")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the head or of its training.")
 @click.option("--fit", default="train", show_default=True, type=click.Choice(["train", "trainval"]))
@@ -129,23 +132,26 @@ def plan(as_json, device, **options):
 @click.option("--allow-incomplete", is_flag=True, help="Mask rows that are still pending.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def train_head(head, settings, as_json, **options):
-    """Stage two: train a head (saoa, whole_frame) on stores alone."""
+    """Stage two: train a head (saoa, ipl, whole_frame, psn, scsampler) on stores alone."""
     from pipelines import train_head as run
 
     folder = run(head, set=settings, say=say, progress=not as_json, **options)
     show_run(folder, as_json)
 
 
+ROLES = ("verb", "noun", "objects", "sampler", "recogniser", "frames")  # that a run's stores play
+
+
 def moved_store_options(command):
     """Where a run's stores lie now; `moved_stores` takes them out of the options again."""
-    for role in ("objects", "noun", "verb"):
+    for role in reversed(ROLES):
         help_text = f"The run's {role} store, if it has moved."
         command = click.option(f"--{role}", type=store_option, help=help_text)(command)
     return command
 
 
 def moved_stores(options: dict) -> dict | None:
-    given = {role: options.pop(role) for role in ("verb", "noun", "objects")}
+    given = {role: options.pop(role) for role in ROLES}
     return {role: path for role, path in given.items() if path is not None} or None
 
 
@@ -265,17 +271,23 @@ def list_weights(as_json):
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out, seed):
-    """The main job on the embedded dataset: make toy kitchen, extract, train SAOA, print the table and the pictures."""
-    from pipelines.demo import demo_heads, demo_stores
+    """The whole chain on the embedded dataset: make toy kitchen, train two networks, extract, train SAOA, show all."""
+    from pipelines import demo as steps
 
-    with stopped_by_signals() as stop:
-        for report in demo_stores(out, stop=stop.event, announce=say, progress=progress_bar):
-            say(report.summary())
-    if stop.signal is not None:
-        sys.exit(stop.code)
-    table, pictures = demo_heads(out, seed=seed, say=say)
-    click.echo(table)
-    for picture in pictures:
+    def extracted(step) -> None:
+        with stopped_by_signals() as stop:
+            for report in step(chain, stop=stop.event, announce=say, progress=progress_bar):
+                say(report.summary())
+        if stop.signal is not None:
+            sys.exit(stop.code)
+
+    chain = steps.Chain(out, seed=seed)
+    extracted(steps.demo_features)
+    steps.demo_networks(chain, say=say)
+    extracted(steps.demo_trained_features)
+    runs = steps.demo_heads(chain, say=say)
+    click.echo(steps.table(chain, runs))
+    for picture in steps.demo_pictures(chain, runs):
         click.echo(picture)
 
 

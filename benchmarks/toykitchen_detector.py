@@ -14,6 +14,7 @@ Fails (exit 1) when the detector's mAP@0.5 is below 80 %, the handled object's p
 
 import argparse
 import csv
+import json
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from machine import print_machine
 from measuring import verdict, work_folder
-from toykitchen_claim import NAMES, top1
+from toykitchen_claim import NAMES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -68,6 +69,11 @@ def handled(dataset, truth, found, frames) -> tuple[float, float, int]:
     return float(np.mean(places)), float(np.mean(names)), len(places)
 
 
+def top1(run: Path) -> dict[str, float]:
+    figures = json.loads((run / "metrics.json").read_text())
+    return {name: figures[name]["top1"] for name in NAMES}
+
+
 def write_boxes(path: Path, dataset, store) -> Path:
     """The detector's boxes as the CSV that `--boxes` reads."""
     rows = store.ok
@@ -94,7 +100,7 @@ def main() -> int:
 
     from extract.datasets import load_dataset
     from pipelines import Extraction, extract
-    from pipelines.demo import BUDGET, demo_stores
+    from pipelines.demo import BUDGET, Chain, demo_features, demo_networks, demo_trained_features
     from pipelines.detection_figures import coco_figures
     from pipelines.detector_training import FRAMES, train_detector
     from pipelines.training import train_head
@@ -140,23 +146,28 @@ def main() -> int:
         if not args.seeds:
             return verdict(requirements)
 
-        clip_report, given_report = demo_stores(root, announce=print)
+        chains = [Chain(root, seed=seed) for seed in args.seeds]
+        for chain in chains:
+            demo_features(chain)
+            demo_networks(chain, progress=False, say=lambda line: None)
+            demo_trained_features(chain)
         boxes = write_boxes(root / "detected.csv", dataset, found_store)
         objects = {
-            "given": given_report.store,
+            "given": chains[0].store("efficientnet_lite0_boxes"),
             "found": store_of(backbone="efficientnet_lite0", boxes=str(boxes), name="efficientnet_lite0_found").path,
             "detector": found_store.path,
         }
         tops: dict[str, list[dict]] = {name: [] for name in ("whole_frame", *objects)}
-        for seed in args.seeds:
+        for chain in chains:
+            seed, verb, noun = chain.seed, *(chain.store(f"{name}_s{chain.seed}") for name in ("verb", "noun"))
             for name, figures_of_seeds in tops.items():
                 head = name if name == "whole_frame" else "saoa"
                 figures_of_seeds.append(
                     top1(
                         train_head(
-                            head, verb=clip_report.store, noun=clip_report.store, objects=objects.get(name), set=BUDGET,
-                            epochs=args.epochs, seed=seed, out=root / "runs" / f"{name}-s{seed}", allow_random=True,
-                            progress=False, say=lambda line: None,
+                            head, verb=verb, noun=noun, objects=objects.get(name), set=BUDGET, epochs=args.epochs,
+                            seed=seed, out=root / "runs" / f"objects-{name}-s{seed}", progress=False,
+                            say=lambda line: None,
                         )
                     )
                 )  # fmt: skip

@@ -39,9 +39,19 @@ def training_options(command):
 
 @click.command("train-backbone")
 @click.option("--backbone", required=True, help="The network (see `networks list`).")
-@click.option("--target", default="both", show_default=True, help="verb, noun, both, action, or another label column.")
-@click.option("--head", help="A head trained together with the network (ipl, saoa) instead of linear classifiers.")
+@click.option(
+    "--target",
+    default="both",
+    show_default=True,
+    help="verb, noun, both, action, or another label column [psn-sampler: the recogniser's].",
+)
+@click.option(
+    "--head", help="A head trained together with the network (ipl, saoa, psn-sampler) instead of linear classifiers."
+)
 @click.option("--objects", type=store_option, help="Store of boxes and RoI features, for a head that reads them.")
+@click.option("--recogniser", type=store_option, help="Store of logits that psn-sampler learns from.")
+@click.option("--allow-random", is_flag=True, help="psn-sampler: learn from logits of random weights.")
+@click.option("--allow-incomplete", is_flag=True, help="psn-sampler: mask rows that are still pending.")
 @click.option("--frames", metavar="STORE|decode", help="Store of frames [found], or the videos themselves.")
 @click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets (--frames decode).")
 @click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV (--frames decode).")

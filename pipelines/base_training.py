@@ -8,6 +8,7 @@ extraction is given as `--weights RUN` is the run folder of this training.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from errors import UserError
 from extract.networks import create_network, network_spec, weights_options
 from extract.sampling import object_windows
-from extract.weights import TRAINED_BESIDE
+from extract.weights import TRAINED_BESIDE, RandomWeightsWarning
 from heads import get_head
 from heads.metrics import action_prior
 from pipelines.devices import pick_device
@@ -85,6 +86,18 @@ class BackboneConfig(Schedule):
 
 # What differs from the thesis's I3D, by (head, family of the network).
 SCHEDULES: dict[tuple[str, str], dict[str, object]] = {
+    ("", "small3d"): {
+        "epochs": 8,
+        "optimiser": "adamw",
+        "lr": 3e-3,
+        "last_lr": 3e-4,
+        "last_epochs": 2,
+        "warmup": 50,
+        "weight_decay": 0.02,
+        "batch_size": 16,
+        "precision": "bf16",
+        "dropout": 0.0,
+    },  # fmt: skip
     ("ipl", "i3d"): {"epochs": 30, "lr": 6e-3, "last_lr": 6e-4, "last_epochs": 10, "weight_decay": 5e-4},
     ("ipl", "r2plus1d34"): {"epochs": 20, "lr": 4e-4, "decay_every": 9, "last_epochs": 0, "weight_decay": 5e-4},
 }
@@ -97,6 +110,7 @@ def train_backbone(
     target: str = "both",
     head: str | None = None,
     objects: object = None,
+    recogniser: object = None,
     frames: str | Path | None = None,
     data: str | Path | None = None,
     videos: str | Path | None = None,
@@ -109,6 +123,8 @@ def train_backbone(
     seed: int = 0,
     epochs: int | None = None,
     device: str | None = None,
+    allow_random: bool = False,
+    allow_incomplete: bool = False,
     progress: bool = True,
     say=print,
 ) -> Path:
@@ -118,8 +134,10 @@ def train_backbone(
         backbone: a network that reads clips or frames, RGB or flow.
         dataset: its frames store is looked for under `features`; with frames="decode", where its videos are.
         target: verb, noun, both, action, or any label column: one classifier each on the pooled feature.
-        head: a head of stage two on the network's maps, trained with it, instead of the classifiers.
+        head: a head of stage two on the network's maps, trained with it, instead of the classifiers; "psn-sampler":
+            PSN on a frame network, by what a recogniser says (`pipelines.sampler_training.train_joint_sampler`).
         objects: store of boxes and RoI features that this head looks at; None: found beside the frames.
+        recogniser, allow_random, allow_incomplete: of psn-sampler: the store of logits, and what it may be.
         frames: the frames store, or "decode": out of the videos, each time anew.
         weights: what to start from, as for extraction; None for the published ones, random:SEED for none.
         out: run folder, default runs/<backbone>-<target or head>-<dataset>-s<seed>. The same training there goes on.
@@ -134,6 +152,33 @@ def train_backbone(
 
     if fit not in FITS:
         raise UserError(f"--fit must be one of {', '.join(FITS)}, got {fit!r}")
+    if head == "psn-sampler":
+        if objects is not None:
+            say(f"psn-sampler reads no objects store: {objects} is left out")
+        from pipelines.sampler_training import train_joint_sampler
+
+        return train_joint_sampler(
+            backbone,
+            recogniser=recogniser,
+            target=None if target == "both" else target,
+            dataset=dataset,
+            frames=frames,
+            features=features,
+            weights=weights,
+            option=option,
+            out=out,
+            set=set,
+            fit=fit,
+            seed=seed,
+            epochs=epochs,
+            device=device,
+            allow_random=allow_random,
+            allow_incomplete=allow_incomplete,
+            progress=progress,
+            say=say,
+        )
+    if recogniser is not None:
+        raise UserError("--recogniser is read by --head psn-sampler alone")
     options = weights_options(backbone, weights) | parse_options(tuple(option))
     plain = network_spec(backbone, **options)
     if plain.kind != "backbone":
@@ -148,7 +193,9 @@ def train_backbone(
         chosen["epochs"] = epochs
     config = BackboneConfig(**_part(chosen, BackboneConfig))
     labels, classes = labels_of(source, ("verb", "noun") if head else TARGETS.get(target, (target,)), fit)
-    network = create_network(backbone, weights, **input_options(options, given))
+    with warnings.catch_warnings():  # to begin with random weights is what training is for
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        network = create_network(backbone, weights, **input_options(options, given))
 
     clips = LabelledClips(source.clips, labels, source.frames, given, seed)
     which = source.split(fit)
@@ -314,7 +361,7 @@ class BackboneTask:
             "network": facts["network"]["name"],
             "options": facts["network"]["options"],
             "targets": facts["targets"],
-            "lineage": [*facts["lineage"], {k: v for k, v in facts["trained_on"].items() if k != "name"}],
+            "lineage": [{k: v for k, v in facts["trained_on"].items() if k != "name"}, *facts["lineage"]],
         }
 
     def finish(self, best: dict, history: list[dict]) -> None:

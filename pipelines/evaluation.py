@@ -39,6 +39,18 @@ def evaluate(
     stores of another recipe, a split without labels.
     """
     run = run if isinstance(run, Run) else open_run(run)
+    if run.facts.get("kind") == "sampler":
+        from pipelines.sampler_training import evaluate_sampler
+
+        return evaluate_sampler(
+            run,
+            split,
+            stores=stores,
+            device=device,
+            allow_incomplete=allow_incomplete,
+            allow_seen=allow_seen,
+            progress=progress,
+        )
     opened = run.open_stores(stores)
     head, metadata = run.best_head()
     dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)

@@ -31,7 +31,7 @@ from pipelines.settings import parse_settings, settings_of
 from pipelines.world import join_world
 from stores import Store, open_store, prefetch
 
-__all__ = ["RecogniserConfig", "train_recogniser"]
+__all__ = ["RecogniserConfig", "SplitOf", "train_recogniser", "validation_of"]
 
 FITS = ("train", "trainval")
 ROWS_AT_ONCE = 64  # frames of a forward pass of validation
@@ -167,7 +167,7 @@ def train_recogniser(
         inputs, model, made = _vector_model(store, rows, fitted, targets, config, device, weights, say)
 
     trained_on = {"dataset": source.name, "split": fit, "classes": targets.classes, "targets": [target]}
-    validation = _validation(source, targets, fit, made.lineage, say)
+    validation = validation_of(source, targets, fit, made.lineage, say)
     say(f"training: {len(fitted)} of {len(which)} clips have {target} labels and rows")
     facts = {
         "kind": "recogniser",
@@ -265,13 +265,13 @@ class RecogniserTask:
 # --- validation ---
 
 
-def _validation(source: ClipSource, targets: Targets, fit: str, lineage: list[dict], say) -> np.ndarray:
+def validation_of(source: ClipSource, targets: Targets, fit: str, lineage: list[dict], say) -> np.ndarray:
     """Labelled clips of the split val; none (with a line that says why) where figures on them would mean nothing."""
     which = source.split("val") if fit == "train" else np.empty(0, np.int64)
     which = which[targets.known[which]]
     why = f"fitting on {fit}" if fit != "train" else "the dataset has no labelled clips in split val"
     if len(which):
-        why = seen_by(_Seen(source, which), lineage)
+        why = seen_by(SplitOf(source, which), lineage)
     if why:
         say(f"no validation: {why}")
         return which[:0]
@@ -279,7 +279,7 @@ def _validation(source: ClipSource, targets: Targets, fit: str, lineage: list[di
 
 
 @dataclass(frozen=True)
-class _Seen:
+class SplitOf:
     """Clips as `seen_by` asks for them."""
 
     source: ClipSource

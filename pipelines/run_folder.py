@@ -88,7 +88,7 @@ class Run:
         if not Path(path).exists():
             raise UserError(
                 f"{self.path}: its {role} store is not at {path} any more; say where it is now with --{role} PATH"
-                " (of evaluate and plot: --verb, --noun, --objects)"
+                " (of evaluate and plot)"
             )
         return path
 

@@ -32,7 +32,7 @@ from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.settings import parse_settings, settings_of
 from stores import ClipDataset, open_store
 
-__all__ = ["TrainingConfig", "train_head"]
+__all__ = ["TrainingConfig", "array_of", "given_stores", "is_random", "lineage_of", "refuse_random", "train_head"]
 
 # Arrays read once and kept, the smallest first: at EPIC-55's size vectors, boxes and the RoI features of 5 boxes a
 # frame (1.2 GB). Shuffled reads of them would cost as much again as those of the maps, which stay on disk.
@@ -45,10 +45,17 @@ PRIORS = ("joint", "noun_given_verb", "none")
 class TrainingConfig(Schedule):
     """How a head is trained; the defaults are SAOA's on I3D features (thesis section 3.3.2)."""
 
+    # what it sees of a clip that was extracted at several random centres (--draws)
+    draws: int = 0  # only the first so many; 0: all
+    in_turn: bool = False  # epoch 1 shows draw 1, epoch 2 draw 2, ...; False: any of them at random
+
+    # actions
     prior: str = "joint"  # mu of eq. 3.14: joint | noun_given_verb | none
 
     def __post_init__(self):
         super().__post_init__()
+        if self.draws < 0:
+            raise UserError(f"draws must be at least 0, got {self.draws}")
         if self.prior not in PRIORS:
             raise UserError(f"prior must be one of {', '.join(PRIORS)}, got {self.prior!r}")
 
@@ -68,6 +75,9 @@ def train_head(
     verb=None,
     noun=None,
     objects=None,
+    sampler=None,
+    recogniser=None,
+    target: str | None = None,
     dataset: str | None = None,
     features: Iterable[str | Path] = (),
     out: str | Path | None = None,
@@ -86,6 +96,7 @@ def train_head(
     Args:
         verb, noun, objects: stores or their paths; those not given are looked for under `features` (of `dataset`
             if that is given), see `find_stores`.
+        sampler, recogniser, target: of heads that sample frames, see `pipelines.sampler_training`.
         out: run folder, default runs/<head>-<dataset>-s<seed>. The same training there goes on where it stopped.
         set: settings by name, {"lr": 0.01} or ["lr=0.01"]: fields of TrainingConfig and of the head's config.
         fit: clips to train on; with "trainval" there is no validation, and the last epoch counts as best.
@@ -101,9 +112,30 @@ def train_head(
     if fit not in FITS:
         raise UserError(f"--fit must be one of {', '.join(FITS)}, got {fit!r}")
     head_class = get_head(name)
-    given = {"verb": verb, "noun": noun, "objects": objects}
-    stores = _stores(name, head_class.reads, given, dataset, features, say)
-    _refuse_random(stores, allow_random)
+    given = {"verb": verb, "noun": noun, "objects": objects, "sampler": sampler, "recogniser": recogniser}
+    if {*head_class.reads} == {"sampler", "recogniser"}:
+        from pipelines.sampler_training import train_sampler
+
+        return train_sampler(
+            name,
+            given,
+            target=target,
+            dataset=dataset,
+            out=out,
+            set=set,
+            fit=fit,
+            seed=seed,
+            epochs=epochs,
+            device=device,
+            allow_random=allow_random,
+            allow_incomplete=allow_incomplete,
+            progress=progress,
+            say=say,
+        )
+    if target is not None:
+        raise UserError(f"--target is for heads that sample frames; {name} learns verbs and nouns")
+    stores = given_stores(name, head_class.reads, given, dataset, features, say)
+    refuse_random(stores, allow_random)
 
     # Settings, from the thesis's defaults for these features to what the user says.
     family = SCHEDULES.get((name, _family(stores["verb"])), SCHEDULES.get((name, ""), {}))
@@ -115,7 +147,7 @@ def train_head(
         chosen["epochs"] = epochs
     training = TrainingConfig(**_part(chosen, TrainingConfig))
     shapes = {
-        role: {array: _array(store, array).row_shape for array in head_class.reads[role]}
+        role: {array: array_of(store, array).row_shape for array in head_class.reads[role]}
         for role, store in stores.items()
     }
     classes = _classes(stores["verb"])
@@ -124,8 +156,14 @@ def train_head(
 
     torch.manual_seed(seed)
     head = head_class(config)
-    fitted = clip_dataset(head, stores, fit, allow_incomplete=allow_incomplete, keep_bytes=KEEP_BYTES)
-    lineage = _lineage(stores)
+    drawn = {"draws": range(1, training.draws + 1)} if training.draws else {}
+    fitted = clip_dataset(head, stores, fit, allow_incomplete=allow_incomplete, keep_bytes=KEEP_BYTES, **drawn)
+    lineage = lineage_of(stores)
+    if training.draws > fitted.draws.max():
+        raise UserError(
+            f"--set draws={training.draws}: {stores[next(iter(stores))].path} has {fitted.draws.max()} random draws a"
+            " clip; extract more with --draws"
+        )
     unknown = unknown_ancestors(lineage)
     if unknown:
         say(unknown_line(unknown))
@@ -140,7 +178,7 @@ def train_head(
         "trained_on": {"name": f"this {name}", "dataset": fitted.dataset_name, "split": fit},
         "lineage": lineage,
         "unknown_ancestors": unknown,
-        "random_features": any(_is_random(entry) for entry in lineage),
+        "random_features": any(is_random(entry) for entry in lineage),
         "allow_incomplete": allow_incomplete,
         "stores": {role: store_facts(store) for role, store in stores.items()},
         "made": run_facts(device),
@@ -172,7 +210,11 @@ class HeadTask:
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Every usable clip once, as one of its draws, shuffled."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        shuffled = rng.permutation(self.usable)
+        usable = self.usable
+        if self.config.in_turn:
+            draws = np.unique(self.fitted.draws[usable])
+            usable = usable[self.fitted.draws[usable] == draws[epoch % len(draws)]]
+        shuffled = rng.permutation(usable)
         _, first = np.unique(self.fitted.clips[shuffled], return_index=True)
         batches = batches_of(shuffled[np.sort(first)], self.config.batch_size, self.least)
         # Within a batch the order means nothing to the loss, and ascending rows are read without a copy.
@@ -219,7 +261,7 @@ class HeadTask:
 # --- what is trained on what ---
 
 
-def _stores(name: str, reads: Mapping, given: Mapping, dataset, features, say) -> dict:
+def given_stores(name: str, reads: Mapping, given: Mapping, dataset, features, say) -> dict:
     """An open store for every role the head reads; what was not given is looked for."""
     by_path: dict[Path, object] = {}  # a store given for two roles is opened, and later read, once
 
@@ -244,7 +286,7 @@ def _stores(name: str, reads: Mapping, given: Mapping, dataset, features, say) -
     return {role: stores[role] for role in reads}
 
 
-def _array(store, name: str):
+def array_of(store, name: str):
     arrays = store.manifest.arrays
     if name not in arrays:
         has = ", ".join(arrays)
@@ -267,21 +309,21 @@ def _family(store) -> str:
     return spec.get("family") or spec.get("name") or ""
 
 
-def _is_random(entry: Mapping) -> bool:
+def is_random(entry: Mapping) -> bool:
     return str(entry.get("dataset", "")).startswith("random:")
 
 
-def _refuse_random(stores: Mapping, allowed: bool) -> None:
+def refuse_random(stores: Mapping, allowed: bool) -> None:
     for role, store in stores.items():
         for entry in store.manifest.lineage:
-            if _is_random(entry) and not allowed:
+            if is_random(entry) and not allowed:
                 raise UserError(
                     f"{store.path} ({role}) was made by a network with {entry['dataset']} weights: its figures mean"
                     " nothing about the method. Pass --allow-random if that is what you want"
                 )
 
 
-def _lineage(stores: Mapping) -> list[dict]:
+def lineage_of(stores: Mapping) -> list[dict]:
     """What every network behind these stores was trained on: {"name": store, "dataset", "split", ...}."""
     entries = []
     for store in stores.values():

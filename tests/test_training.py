@@ -250,7 +250,7 @@ def test_stores_that_moved(tmp_path, monkeypatch):
     kept = evaluate(run, progress=False)
     new.mkdir()
     place = shutil.move(trio["objects"].path, new / "boxes.zarr")
-    with pytest.raises(UserError, match="objects store is not at .*--objects PATH .of evaluate and plot: --verb, --no"):
+    with pytest.raises(UserError, match="objects store is not at .*--objects PATH .of evaluate and plot"):
         evaluate(run, progress=False)
     assert evaluate(run, stores={"objects": place, "verb": None}, progress=False) == kept
     from pipelines import plotting
@@ -301,6 +301,24 @@ def test_an_epoch_shows_every_clip_once(stores, tmp_path, monkeypatch):
     assert len(first) == len(second) == 60
     assert (np.sort(first // 2) == np.arange(60)).all()  # two draws a clip, one of them each epoch
     assert not np.array_equal(first, second) and 10 < (first % 2).sum() < 50
+
+
+def test_draws_limited_and_in_turn(stores, tmp_path, monkeypatch):
+    seen, loss = [], HeadTask.loss
+
+    def recorded(task, batch):
+        seen.append(task.fitted.draws[batch["item"].numpy()])
+        return loss(task, batch)
+
+    monkeypatch.setattr(HeadTask, "loss", recorded)
+    train(stores, tmp_path / "one", "whole_frame", epochs=2, set={**QUICK, "draws": 1})
+    assert (np.concatenate(seen) == 1).all()
+    seen.clear()
+    train(stores, tmp_path / "turns", "whole_frame", epochs=4, set={**QUICK, "in_turn": True})
+    per_epoch = np.concatenate(seen).reshape(4, -1)
+    assert (per_epoch == np.array([1, 2, 1, 2])[:, None]).all()
+    with pytest.raises(UserError, match="draws=3: .* has 2 random draws a clip; extract more with --draws"):
+        train(stores, tmp_path / "many", "whole_frame", set={**QUICK, "draws": 3})
 
 
 def test_a_last_batch_of_one_clip_joins_the_one_before(stores, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """A small 3D network to be trained on one's own labels, on a CPU if need be: entry, no torch.
 
-0.86 M parameters, 0.26 GMAC for 16 frames of 112 x 112. Dense 3 x 3 x 3 convolutions (as C3D's: Tran et al. 2015,
+0.86 M parameters, 0.48 GMAC for 16 frames of 112 x 112. Dense 3 x 3 x 3 convolutions (as C3D's: Tran et al. 2015,
 arXiv:1412.0767) on two streams of features that the stem makes: one of the frames, one of the differences between
 consecutive frames (as in TSN, Wang et al. 2016, arXiv:1608.00859, and TDN, Wang et al. 2021, arXiv:2012.10071). Each
 stream has a batch norm of its own, so that motion, which is faint beside appearance, is as loud as appearance from the
