@@ -4,8 +4,8 @@ together with its network.
     python benchmarks/caching_cost.py [--seeds 0 1 2 3 4]
 
 On toy kitchen, with the demo's networks of seed 0. Training clips are cached at as many random centres as there are
-epochs. SAOA is trained on the first K = 1, 2, 4, 8, 15 of them (each epoch shows one at random) and on a fresh one every
-epoch, which is what training without a cache would see of frozen networks; the validation clips are the centre ones.
+epochs. SAOA is trained on the first K = 1, 2, 4, 8, 15 of them (each epoch shows one at random) and on a fresh one
+every epoch, which is what training without a cache would see of frozen networks; validation clips are centre ones.
 Then IPL, from the same initial weights of one network: trained together with it (`end-to-end`), and on the cached maps
 of that network trained with linear classifiers for as many epochs (`frozen`).
 Prints means, deviations and paired differences to the fresh draws with their 95 % intervals, and the smallest K whose
@@ -123,7 +123,7 @@ def show(found: dict[str, list[dict]], reference: str) -> dict[str, dict[str, tu
     """Print the table; {condition: {name: paired difference to the reference and half its interval}}."""
     seeds = len(found[reference])
     print(
-        f"\nvalidation top-1 of the last epoch in percent, {seeds} seeds; in brackets the paired difference to {reference}"
+        f"\nvalidation top-1 of the last epoch in percent, {seeds} seeds; in brackets paired differences to {reference}"
     )
     print(f"{'':18}" + "".join(f"{name:>34}" for name in NAMES))
     gaps: dict[str, dict[str, tuple[float, float]]] = {}

@@ -164,7 +164,7 @@ def table(chain: Chain, runs: dict[str, Path]) -> str:
     verb, noun = BASE["verb"]["epochs"], BASE["noun"]["epochs"]
     lines = [
         "toy kitchen, validation top-1 in percent. VerbNet and NounNet: small3d (0.86 M parameters, 16 x 112 x 112),",
-        f"trained end-to-end on cached frames for {verb} and {noun} epochs of 800 clips, NounNet from VerbNet's weights.",
+        f"trained end-to-end on cached frames for {verb} and {noun} epochs, NounNet from VerbNet's weights.",
         "The heads: trained on frozen features. Objects: the dataset's own boxes, seen by EfficientNet-Lite0 with its",
         "ImageNet weights. untrained: small3d with random weights. linear: a normalised linear classifier on features.",
         f"{'':20}{'verb':>8}{'noun':>8}{'action':>8}",
