@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def _weights(axis, name: str, weights: np.ndarray | None, below: float) -> None:
 
 
 def training_curve(run: str | Path | Run) -> Path:
-    """`<run>/pictures/training_curve.png`: loss, and validation top-1 of verb, noun and action by epoch.
+    """`<run>/pictures/training_curve.png`: loss, and the validation figures (`val_...`, but top-5) by epoch.
 
     Raises UserError when no epoch is finished.
     """
@@ -181,12 +182,13 @@ def training_curve(run: str | Path | Run) -> Path:
     loss.set_ylabel("training loss")
     loss.set_ylim(bottom=0)
     lines = loss.get_lines()
-    if "val_verb_top1" in log[-1]:
+    figures = [name for name in log[-1] if name.startswith("val_") and not name.endswith("top5")]
+    if figures:
         accuracy = loss.twinx()
-        for name, colour in (("verb", COLOURS[0]), ("noun", COLOURS[1]), ("action", COLOURS[2])):
-            values = [100 * row[f"val_{name}_top1"] for row in log]
-            accuracy.plot(epochs, values, color=colour, label=f"{name} top-1 (validation)")
-        accuracy.set_ylabel("top-1, %")
+        for name, colour in zip(figures, itertools.cycle(COLOURS)):
+            label = name.removeprefix("val_").replace("_top1", " top-1").replace("_", " ")
+            accuracy.plot(epochs, [100 * row[name] for row in log], color=colour, label=f"{label} (validation)")
+        accuracy.set_ylabel("top-1, %" if all(name.endswith("top1") for name in figures) else "%")
         accuracy.set_ylim(0, 103)
         lines = [*lines, *accuracy.get_lines()]
     loss.xaxis.get_major_locator().set_params(integer=True)
@@ -198,7 +200,7 @@ def training_curve(run: str | Path | Run) -> Path:
         bbox_to_anchor=(0.5, -0.15),
         ncols=2,
     )
-    loss.set_title(f"{run.head_name} on {run.facts['dataset']['name']}, seed {run.facts['seed']}", fontsize=10)
+    loss.set_title(f"{run.trained} on {run.facts['dataset']['name']}, seed {run.facts['seed']}", fontsize=10)
     figure.tight_layout()
     return _save(figure, run.path / "pictures" / "training_curve.png")
 

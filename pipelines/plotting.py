@@ -28,7 +28,7 @@ def plot_run(
     stores: Mapping[str, object] | None = None,
     split: str | None = None,
 ) -> list[Path]:
-    """Write `<run>/pictures`: the training curve, and for heads that attend to boxes, `clips` clips of a split.
+    """Write `<run>/pictures`: the training curve, and for heads that attend to stored boxes, clips of a split.
 
     dataset, data, videos: where the frames come from, by default the dataset that the run's stores name.
     stores: {role: store or path} of those that have moved since the training.
@@ -37,7 +37,7 @@ def plot_run(
     if clips < 1:
         raise UserError(f"--clips must be at least 1, got {clips}")
     opened = open_run(run)
-    reads = get_head(opened.head_name).reads
+    reads = {} if opened.base else get_head(opened.head_name).reads
     paths = [training_curve(opened)]
     if "objects" in reads:
         there = opened.open_stores(stores)

@@ -40,7 +40,24 @@ class Run:
 
     @property
     def head_name(self) -> str:
+        """The head's. Raises UserError for a base training, which left a network and no head on stores."""
+        if self.base:
+            raise UserError(
+                f"{self.path} is a base training ({self.trained}): its figures are in metrics.json; extract features"
+                f" with --weights {self.path}, and train heads on them"
+            )
         return self.facts["head"]["name"]
+
+    @property
+    def base(self) -> bool:
+        """Whether a network was trained here (train-backbone, -recogniser, -detector)."""
+        return self.facts.get("kind") in ("backbone", "recogniser", "detector")
+
+    @property
+    def trained(self) -> str:
+        """What was trained, for titles and messages."""
+        names = [self.facts["network"]["name"]] if self.base else []
+        return " with ".join([*names, *([self.facts["head"]["name"]] if "head" in self.facts else [])])
 
     @property
     def classes(self) -> dict[str, int]:

@@ -122,6 +122,18 @@ def test_it_learns_and_says_so(folder, tmp_path):
     assert float(last) < 0.7 * float(first)
 
 
+def test_its_curve_is_drawn_and_there_is_no_head_to_evaluate(whole):
+    from pipelines import evaluate
+    from pipelines.plotting import plot_run
+
+    (curve,) = plot_run(whole)
+    assert curve.name == "training_curve.png" and curve.stat().st_size > 5000
+    with pytest.raises(
+        UserError, match="is a base training .tiny3d.: its figures are in metrics.json; extract features"
+    ):
+        evaluate(whole)
+
+
 def test_the_checkpoint_is_weights_for_extraction(folder, whole, tmp_path):
     request = replace(
         frames_request(folder),
