@@ -50,9 +50,15 @@ def progress_bar(title: str, total: int):
     """Rows done, rate, time left, and what the caller adds (failures so far); in a log, a line now and then."""
     from tqdm import tqdm
 
+    class Bar(tqdm):
+        """Shows what the caller adds when the bar is drawn next, not each time anew."""
+
+        def set_postfix_str(self, s="", refresh=False):
+            super().set_postfix_str(s, refresh)
+
     unit = "video" if title.startswith("probing") else "row"
     seconds = 0.5 if sys.stderr.isatty() else 30
-    return tqdm(total=total, desc=title, unit=unit, smoothing=0.1, dynamic_ncols=True, mininterval=seconds)
+    return Bar(total=total, desc=title, unit=unit, smoothing=0.1, dynamic_ncols=True, mininterval=seconds)
 
 
 def progress_line(done: int, total: int) -> None:

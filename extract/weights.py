@@ -76,6 +76,7 @@ class Weights:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+BEST = "best.safetensors"  # the checkpoint of a run folder
 TRAINED_BESIDE = "beside/"  # prefix, in checkpoints of base training, of what was trained on the network's features
 
 TABLE: dict[str, Weights] = {}  # by name; every network's file adds its own
@@ -136,7 +137,7 @@ def resolve(
     entry = TABLE.get(default) if weights is None else find_entry(network, weights)
     if weights is not None and entry is None:
         path = Path(weights).expanduser()
-        if path.is_dir():
+        if path.is_dir() and not (missing_ok and not (path / BEST).is_file()):
             return Resolved(f"run:{path.resolve().name}", _best_of(path))
         if not path.is_file():
             if missing_ok:
@@ -164,12 +165,12 @@ def resolve(
 
 def _best_of(run: Path) -> Path:
     """The best checkpoint of a run folder."""
-    if not (run / "best.safetensors").is_file():
+    if not (run / BEST).is_file():
         raise UserError(
-            f"weights {run}: this folder has no best.safetensors; expected a checkpoint, or the folder of a training"
+            f"weights {run}: this folder has no {BEST}; expected a checkpoint, or the folder of a training"
             " (train-backbone, train-recogniser, train-detector) that has finished an epoch"
         )
-    return run / "best.safetensors"
+    return run / BEST
 
 
 def trained_facts(path: Path) -> dict[str, Any] | None:

@@ -349,7 +349,7 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
                 report.failed_now |= failures_of(batch)
                 if bar is not None:
                     bar.update(batch.decoded + len(batch.failures))
-                    bar.set_postfix_str(f"{len(report.failed_now):,} failed", refresh=False)
+                    bar.set_postfix_str(f"{len(report.failed_now):,} failed")
                 if results.complete:
                     writer.submit(commit, open_units.pop(batch.unit.index))
             for results in open_units.values():  # stopped within a unit: its other rows stay pending

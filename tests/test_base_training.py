@@ -240,7 +240,7 @@ def test_decoding_on_the_fly_trains_the_same_clips(folder, tmp_path):
 
 def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(folder, whole, tmp_path):
     code = (
-        "import torch; torch.set_num_threads(1)\n"
+        f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
         "import pipelines.loop; pipelines.loop.SAVE_SECONDS = 0.0\n"
         "from pipelines.base_training import train_backbone\n"
         f"train_backbone('tiny3d', features=[{str(folder / 'features')!r}], out={str(tmp_path / 'killed')!r},"

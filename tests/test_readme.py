@@ -79,7 +79,14 @@ def test_commands_of_the_readme_parse(command, tmp_path, monkeypatch):
 def test_options_that_the_readme_names_exist():
     help_text = "".join(
         CliRunner().invoke(cli.main, [*name, "--help"]).output
-        for name in (["extract"], ["train-head"], ["store", "inspect"], ["store", "repair"], ["store", "merge"])
+        for name in (
+            ["extract"],
+            ["train-head"],
+            ["train-backbone"],
+            ["store", "inspect"],
+            ["store", "repair"],
+            ["store", "merge"],
+        )
     )
     for option in set(re.findall(r"`(--[a-z-]+)", README)):
         assert option in help_text, option

@@ -156,7 +156,7 @@ def _trained_options(weights: str | None) -> dict[str, Any] | None:
     from .. import weights as weights_module
 
     path = Path(weights or "").expanduser()
-    facts = weights_module.trained_facts(path / "best.safetensors" if path.is_dir() else path) if weights else None
+    facts = weights_module.trained_facts(path / weights_module.BEST if path.is_dir() else path) if weights else None
     return None if facts is None else dict(facts["options"])
 
 
