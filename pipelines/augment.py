@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-__all__ = ["centre_window", "cut", "random_window", "resized"]
+from errors import UserError
+from extract.sampling import counter_uniform
+
+__all__ = ["Crops", "centre_window", "cut", "random_crops", "random_window", "resized"]
 
 Window = tuple[int, int, int, int]
 """top, left, height, width in pixels."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Settings of random crops, part of a training's config; at 256 pixels scales 224 to 288, crops of 224."""
+
+    crop: float = 0.875  # of the short side
+    scale_min: float = 0.875
+    scale_max: float = 1.125
+    flip: bool = False  # half of the clips mirrored; not where labels have a direction
+
+    def check_crops(self) -> None:
+        """Raises UserError where a crop would not fit."""
+        if not 0 < self.crop <= self.scale_min <= self.scale_max or self.crop > 1:
+            raise UserError(
+                "a crop must fit the frame and every scale: 0 < crop <= 1 and crop <= scale_min <= scale_max, got"
+                f" {self.crop}, {self.scale_min}, {self.scale_max}"
+            )
+
+
+def random_crops(
+    clips: Sequence[np.ndarray], ids: np.ndarray, epoch: int, seed: int, size: int, crops: Crops, share: float | None
+) -> tuple[list[Window], list[np.ndarray]]:
+    """(windows, uint8 (T, size, size, C) each) of clips (T, h, w, C), decided by (seed, id, epoch) alone.
+
+    share: of the short side that a crop has at scale 1; None: what makes it `size` pixels there.
+    """
+    u = [counter_uniform(seed, ids, name, epoch) for name in ("scale", "x", "y", "flip")]
+    windows, out = [], []
+    for clip, scale, x, y, flip in zip(clips, *u, strict=True):
+        scale = crops.scale_min + scale * (crops.scale_max - crops.scale_min)
+        height, width = clip.shape[1:3]
+        windows.append(random_window(height, width, share or size / min(height, width), scale, x, y))
+        out.append(resized(cut(clip, windows[-1]), size, bool(crops.flip and flip < 0.5)))
+    return windows, out
 
 
 def random_window(height: int, width: int, share: float, scale: float, u_x: float, u_y: float) -> Window:

@@ -21,6 +21,7 @@ from extract.sampling import object_windows
 from extract.weights import TRAINED_BESIDE, RandomWeightsWarning
 from heads import get_head
 from heads.metrics import action_prior
+from pipelines.augment import Crops
 from pipelines.devices import pick_device
 from pipelines.evaluation import accuracies
 from pipelines.find_stores import find_stores
@@ -52,7 +53,7 @@ TARGETS = {"both": ("verb", "noun")}  # any other name is a label column of its 
 
 
 @dataclass(frozen=True)
-class BackboneConfig(Schedule):
+class BackboneConfig(Crops, Schedule):
     """How a network is trained on clips; the defaults are the thesis's for I3D (section 3.3.2)."""
 
     epochs: int = 35
@@ -60,12 +61,8 @@ class BackboneConfig(Schedule):
     last_lr: float = 3e-4
     last_epochs: int = 5
 
-    # what it sees of a clip: at 256 pixels, scales 224 to 288 and crops of 224
+    # what it sees of a clip
     draws: int = 0  # random centres a clip, taken in turn by the epochs; 0: a fresh one every epoch
-    crop: float = 0.875  # of the short side
-    scale_min: float = 0.875
-    scale_max: float = 1.125
-    flip: bool = False  # half of the clips mirrored; not where labels have a direction
 
     # what is trained
     dropout: float = 0.5  # before the classifiers
@@ -75,11 +72,7 @@ class BackboneConfig(Schedule):
         super().__post_init__()
         if self.draws < 0:
             raise UserError(f"draws must be at least 0, got {self.draws}")
-        if not 0 < self.crop <= self.scale_min <= self.scale_max:
-            raise UserError(
-                "a crop must fit every scale: 0 < crop <= scale_min <= scale_max, got"
-                f" {self.crop}, {self.scale_min}, {self.scale_max}"
-            )
+        self.check_crops()
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be from 0 to below 1, got {self.dropout}")
 

@@ -14,9 +14,9 @@ from errors import UserError
 from extract.datasets import load_dataset
 from extract.networks import NetworkSpec, network_spec
 from extract.networks.spec import READS
-from extract.sampling import ClipSampling, counter_uniform, preset_for, window_starts
+from extract.sampling import ClipSampling, preset_for, window_starts
 from extract.transforms import Resize
-from pipelines.augment import centre_window, cut, random_window, resized
+from pipelines.augment import centre_window, cut, random_crops
 from pipelines.frame_reader import FrameReader, VideoFrames
 from pipelines.request import feature_roots
 from stores import open_store
@@ -172,13 +172,8 @@ class LabelledClips:
         starts = self._starts(which, epoch % config.draws + 1 if config.draws else epoch + 1)
         shown = self.frames.read(self.clips["video"][which], self.given.instants(starts))
         ids = np.asarray(self.clips["id"], dtype=object)[which]
-        u = [counter_uniform(self.seed, ids, name, epoch) for name in ("scale", "x", "y", "flip")]
         size = max(1, round(config.crop * self.given.size))
-        windows, out = [], []
-        for clip, scale, x, y, flip in zip(shown, *u, strict=True):
-            scale = config.scale_min + scale * (config.scale_max - config.scale_min)
-            windows.append(random_window(*clip.shape[1:3], size / min(clip.shape[1:3]), scale, x, y))
-            out.append(resized(cut(clip, windows[-1]), size, bool(config.flip and flip < 0.5)))
+        windows, out = random_crops(shown, ids, epoch, self.seed, size, config, None)
         return self._batch(which, starts, shown, windows, out)
 
     def _starts(self, which: np.ndarray, draw: int) -> np.ndarray:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from errors import UserError
-from extract.sampling import counter_uniform
 from heads import metrics
-from pipelines.augment import centre_window, cut, random_window, resized
+from pipelines.augment import centre_window, cut, random_crops
 from pipelines.frame_reader import FrameReader
 from pipelines.labelled_clips import ClipSource, labels_of
 from stores import OK, PENDING, Store
@@ -158,16 +157,10 @@ class FrameInputs:
 
     def random(self, rows: np.ndarray, ids: np.ndarray, epoch: int) -> np.ndarray:
         """Rows (n, S) of clips `ids` -> uint8 (n, S, size, size, C); one crop for all segments of a clip."""
-        config, segments = self.config, rows.shape[1]
+        segments = rows.shape[1]
         images = self.reader.images(rows.ravel())
-        u = [counter_uniform(self.seed, ids, name, epoch) for name in ("scale", "x", "y", "flip")]
-        out = []
-        for i, (scale, x, y, flip) in enumerate(zip(*u, strict=True)):
-            clip = np.stack(images[i * segments : (i + 1) * segments])
-            scale = config.scale_min + scale * (config.scale_max - config.scale_min)
-            window = random_window(*clip.shape[1:3], config.crop, scale, x, y)
-            out.append(resized(cut(clip, window), self.size, bool(config.flip and flip < 0.5)))
-        return np.stack(out)
+        clips = [np.stack(images[i : i + segments]) for i in range(0, len(images), segments)]
+        return np.stack(random_crops(clips, ids, epoch, self.seed, self.size, self.config, self.config.crop)[1])
 
     def batch(self, rows: np.ndarray) -> np.ndarray:
         """Rows (n,) -> uint8 (n, size, size, C)."""

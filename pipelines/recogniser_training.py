@@ -19,6 +19,7 @@ from errors import UserError
 from extract.networks import create_network, network_spec, weights_options
 from extract.sampling import counter_uniform
 from extract.weights import TRAINED_BESIDE, resolve
+from pipelines.augment import Crops
 from pipelines.devices import pick_device
 from pipelines.evaluation import seen_by
 from pipelines.labelled_clips import ClipSource, clip_source
@@ -39,7 +40,7 @@ MOMENT_ROWS = 1 << 16  # features that mean and deviation are taken from
 
 
 @dataclass(frozen=True)
-class RecogniserConfig(Schedule):
+class RecogniserConfig(Crops, Schedule):
     """How a recogniser is trained; the defaults are the thesis's TSN, what it leaves open that of TSN's authors.
 
     Their crops have one of four sizes, 1 to 0.66 of the short side, in two directions that may differ by one, at one of
@@ -55,10 +56,7 @@ class RecogniserConfig(Schedule):
     # what it sees of a clip
     segments: int = 3  # frames a clip in training, one at random in each segment
     test_segments: int = 25  # frames whose logits are averaged in validation, the middle of each segment
-    crop: float = 0.875  # of the short side, at test; training crops crop / scale and resizes to the same size
-    scale_min: float = 0.875
     scale_max: float = 0.875 / 0.66
-    flip: bool = False  # half of the clips mirrored; not where labels have a direction
 
     # what is trained
     dropout: float = 0.5  # before the classifier
@@ -69,11 +67,7 @@ class RecogniserConfig(Schedule):
         for name in ("segments", "test_segments"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.crop <= self.scale_min <= self.scale_max or self.crop > 1:
-            raise UserError(
-                "a crop must fit the frame and every scale: 0 < crop <= 1 and crop <= scale_min <= scale_max, got"
-                f" {self.crop}, {self.scale_min}, {self.scale_max}"
-            )
+        self.check_crops()
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be from 0 to below 1, got {self.dropout}")
 

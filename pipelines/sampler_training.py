@@ -18,6 +18,7 @@ from errors import UserError
 from extract.networks import create_network, network_spec, weights_options
 from extract.weights import TRAINED_BESIDE
 from heads import get_head
+from pipelines.augment import Crops
 from pipelines.devices import pick_device
 from pipelines.evaluation import seen_by, unknown_ancestors, unknown_line
 from pipelines.labelled_clips import ClipSource, check_frames, clip_input, clip_source, input_options, own_options
@@ -57,22 +58,14 @@ class SamplerConfig(Schedule):
 
 
 @dataclass(frozen=True)
-class JointSamplerConfig(SamplerConfig):
+class JointSamplerConfig(Crops, SamplerConfig):
     """How a sampler is trained with its light network; one crop for all frames of a clip."""
 
-    crop: float = 0.875  # of the short side; training crops crop / scale and resizes to what extraction shows
-    scale_min: float = 0.875
-    scale_max: float = 1.125
-    flip: bool = False  # half of the clips mirrored; not where labels have a direction
     freeze_norms: bool = False  # the network's batch norms keep the statistics they came with
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.crop <= self.scale_min <= self.scale_max:
-            raise UserError(
-                "a crop must fit every scale: 0 < crop <= scale_min <= scale_max, got"
-                f" {self.crop}, {self.scale_min}, {self.scale_max}"
-            )
+        self.check_crops()
 
 
 def train_sampler(

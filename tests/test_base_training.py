@@ -326,7 +326,7 @@ def test_wrong_use(folder, tmp_path):
     )
     refused("no label column 'colour'; it has .*verb", target="colour")
     refused("no such setting; near it are", set={"lrr": 1})
-    refused("a crop must fit every scale", set={"crop": 1.1})
+    refused("a crop must fit the frame and every scale", set={"crop": 1.1})
     refused("--fit must be one of", fit="test")
     refused(
         r"its frames are resized by \{'mode': 'squash', 'size': 32\}.*Make frames for it: .*--name frames_tiny3d",

@@ -687,7 +687,7 @@ def test_wrong_use_of_the_joint_training(folder, logits, tmp_path):
         ({"recogniser": None}, "learns from a recogniser: say --recogniser STORE"),
         ({"frames": "decode"}, "reads a store of frames"),
         ({"option": []}, "its frames are resized by .* Make frames for it"),
-        ({"set": {"crop": 0.9}}, "a crop must fit every scale"),
+        ({"set": {"crop": 0.9}}, "a crop must fit the frame and every scale"),
         ({"target": "colour"}, "no label column 'colour'"),
         ({"target": "verb"}, "logits of 3 classes|names something else"),
         ({"head": "ipl"}, "--recogniser is read by --head psn-sampler alone"),
