@@ -8,7 +8,8 @@ Rows are a table: video, clip, k int32; draw int16; start_s, stop_s float64.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -371,7 +372,9 @@ def object_windows(family: str) -> dict[str, float]:
     return dict(OBJECT_WINDOWS.get(family, OBJECT_WINDOWS[""]))
 
 
-def preset_for(family: str, spec, axis: str | None = None, hop_s: float | None = None) -> Preset:
+def preset_for(
+    family: str, spec, axis: str | None = None, hop_s: float | None = None, own: Collection[str] = ()
+) -> Preset:
     """How a dataset is sampled for a network.
 
     `PRESETS` decides where it has an entry. Elsewhere networks that read single frames see 2 a second, waveforms
@@ -383,13 +386,14 @@ def preset_for(family: str, spec, axis: str | None = None, hop_s: float | None =
         spec: a network's spec: family, reads, clip_len, stride, fps, hop, resize.
         axis: clip, frame or segment instead of the default; segment windows are those the clip axis would have.
         hop_s: seconds from one row to the next on the frame and segment axes.
+        own: fields of the spec that the user chose (clip_len, stride, fps, resize): they count before `PRESETS`.
 
     Raises:
         UserError: an axis that the network cannot have.
     """
     keys = ((family, spec.family), (family, spec.kind), ("", spec.family))
     preset = next((PRESETS[key] for key in keys if key in PRESETS), None)
-    resize = dict(preset.resize if preset else spec.resize)
+    resize = dict(preset.resize if preset and "resize" not in own else spec.resize)
     if spec.reads == "text":
         _only_axis(spec, axis, "text")
         return Preset(TextSampling(), resize)
@@ -398,7 +402,12 @@ def preset_for(family: str, spec, axis: str | None = None, hop_s: float | None =
             raise UserError(f"{spec.name} looks at single frames: its axis is frame or segment, not clip")
         fps = 1 / hop_s if hop_s else preset.sampling.fps if preset else FRAME_FPS
         return Preset(SegmentSampling(1, 1, fps, hop=1) if axis == "segment" else GridSampling(fps), resize)
-    clip = preset.sampling if preset else ClipSampling(spec.clip_len, spec.stride, spec.fps)
+    clip = ClipSampling(spec.clip_len, spec.stride, spec.fps)
+    if preset:
+        fields = {"frames": "clip_len", "stride": "stride", "fps": "fps"}
+        clip = replace(
+            preset.sampling, **{field: getattr(clip, field) for field, option in fields.items() if option in own}
+        )
     axis = axis or ("segment" if hop_s or spec.reads == "waveform" else "clip")
     if axis == "clip":
         return Preset(clip, resize)

@@ -172,12 +172,13 @@ def train_backbone(
         )
     if recogniser is not None:
         raise UserError("--recogniser is read by --head psn-sampler alone")
-    options = weights_options(backbone, weights) | parse_options(tuple(option))
+    own = parse_options(tuple(option))
+    options = weights_options(backbone, weights) | own
     plain = network_spec(backbone, **options)
     if plain.kind != "backbone":
         raise UserError(f"{backbone} is a {plain.kind} network; train-backbone trains backbones")
     source = clip_source(plain.reads, dataset=dataset, frames=frames, data=data, videos=videos, features=features)
-    given = clip_input(backbone, source.family, options)
+    given = clip_input(backbone, source.family, options, own)
     check_frames(source, given)
     head_class = get_head(head) if head else None
     known = settings_of(BackboneConfig) | (settings_of(head_class.Config) if head else {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,8 +195,10 @@ class LabelledClips:
         return out
 
 
-def clip_input(backbone: str, family: str, options: Mapping[str, Any]) -> ClipInput:
+def clip_input(backbone: str, family: str, options: Mapping[str, Any], own: Collection[str] = ()) -> ClipInput:
     """How a network is given a clip of a dataset of this family: by the preset that extraction follows.
+
+    own: those of the options that the user chose; they count before the preset.
 
     Raises:
         UserError: a network that reads no frames.
@@ -205,8 +207,8 @@ def clip_input(backbone: str, family: str, options: Mapping[str, Any]) -> ClipIn
     axes = READS[plain.reads][0]
     if "H" not in axes:
         raise UserError(f"{backbone} reads {plain.reads}, not frames")
-    preset = preset_for(family, plain)
-    resize = dict(options["resize"] if "resize" in options else preset.resize)
+    preset = preset_for(family, plain, own=own)
+    resize = dict(preset.resize)
     if axes == "HWC":
         return ClipInput(plain, ClipSampling(1, 1, 1000.0), Resize(**resize))  # one frame at the drawn millisecond
     return ClipInput(plain, preset.sampling, Resize(**resize))

@@ -316,10 +316,9 @@ def _job(
     axis, hop = (request.axis, request.hop) if first else (None, None)
     if expert is not None and axis is None:
         axis, hop = (None if plain.reads == "text" else "segment"), hop or expert.hop_s
-    chosen = preset_for(dataset.family, plain, axis, hop)
+    chosen = preset_for(dataset.family, plain, axis, hop, own=request.network_options if first else ())
     clip_axis = isinstance(chosen.sampling, ClipSampling)
-    own_resize = first and "resize" in request.network_options  # what the user says counts before a preset
-    if not own_resize and dict(chosen.resize) != dict(plain.resize):
+    if dict(chosen.resize) != dict(plain.resize):
         options["resize"] = dict(chosen.resize)
     if plain.reads in ("rgb_clip", "flow"):
         sampled = {"clip_len": chosen.sampling.frames, "stride": chosen.sampling.stride, "fps": chosen.sampling.fps}

@@ -219,6 +219,43 @@ def test_a_frame_network_and_frozen_norms(folder, tmp_path):
     assert any(not torch.equal(trained[key], before[key]) for key in before if key.endswith("weight"))
 
 
+TINY_FLOW = """
+from torch import nn
+from extract.networks.base import Network
+from extract.networks.spec import NetworkSpec
+
+def tiny(clip_len=8, stride=1, fps=12.5, resize=None):
+    return NetworkSpec(
+        name="tiny", kind="backbone", reads="flow", outputs={"vector": ((8,), "feature")}, clip_len=clip_len,
+        stride=stride, fps=fps, resize=resize or {"mode": "squash", "size": 32}, mean=(0.5,) * 2, std=(0.5,) * 2,
+        builder=lambda spec: Network(spec, nn.Conv3d(2, 8, (4, 16, 16), (4, 16, 16))),
+    )
+"""
+
+
+def test_flow_networks_are_trained_on_flow_images_one_by_one(folder, tmp_path):
+    pytest.importorskip("cv2")
+    (tmp_path / "net.py").write_text(TINY_FLOW)
+    request = replace(
+        frames_request(folder, option=(SIZE, "clip_len=1", "fps=12.5")),
+        backbone="flow_images",
+        flow="dis",
+        axis="segment",
+        only=True,
+    )
+    (report,) = extract(request)
+    store = open_store(report.store)
+    assert store.manifest.arrays["flow"].row_shape == (1, 32, 32, 2)
+    run, said = train(
+        folder, tmp_path / "run", backbone=f"py:{tmp_path}/net.py:tiny", weights=None, option=[], set={"epochs": 2}
+    )
+    assert said[0] == "training: 18 of 18 clips have labels and frames"
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["network"]["name"] == "py:net.py:tiny" and facts["stores"]["frames"]["path"] == str(store.path)
+    with pytest.raises(UserError, match="it has 2 channels, tiny3d reads 3"):
+        train(folder, tmp_path / "other", frames=store)
+
+
 def test_trainval_has_no_validation(folder, tmp_path):
     run, said = train(folder, tmp_path / "run", fit="trainval", set={"epochs": 2})
     assert "no validation: fitting on trainval" in said

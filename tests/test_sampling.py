@@ -13,6 +13,7 @@ from extract.sampling import (
     PRESETS,
     ClipSampling,
     GridSampling,
+    SegmentSampling,
     clip_rows,
     counter_uniform,
     frame_rows,
@@ -223,3 +224,14 @@ def test_impossible_sampling_is_refused(wrong):
 def test_impossible_draws_are_refused():
     with pytest.raises(UserError, match="--draws -1"):
         clip_rows(clips((0, 1)), I3D, draws=-1)
+
+
+def test_what_the_user_chose_counts_before_a_preset():
+    from extract.networks import network_spec
+
+    spec = network_spec("i3d_rgb", clip_len=32, resize={"mode": "squash", "size": 128})
+    assert preset_for("epic55", spec).sampling == ClipSampling(64, 2, 60.0)
+    chosen = preset_for("epic55", spec, own=("clip_len", "resize"))
+    assert chosen.sampling == ClipSampling(32, 2, 60.0) and chosen.resize == {"mode": "squash", "size": 128}
+    flow = network_spec("flow_images", clip_len=1)
+    assert preset_for("epic55", flow, "segment", own=("clip_len",)).sampling == SegmentSampling(1, 2, 60.0, hop=2)
