@@ -148,9 +148,10 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
     import torch
 
     from heads import create_head
-    from pipelines.evaluation import clip_dataset, prefetch
-    from pipelines.training import KEEP_BYTES, TrainingConfig, train_step
-    from stores import open_store
+    from pipelines.devices import to_device
+    from pipelines.evaluation import clip_dataset
+    from pipelines.training import KEEP_BYTES, TrainingConfig
+    from stores import open_store, prefetch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -159,8 +160,17 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
     optimiser = torch.optim.SGD(
         head.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
+
+    def train_step(arrays: dict):
+        batch = to_device(arrays, "cpu")
+        loss = head.loss(head(batch), batch["labels"])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
     for _ in range(3):  # what the model itself needs: activations, gradients, momentum
-        train_step(head, optimiser, _made_up(batch_size), "cpu")
+        train_step(_made_up(batch_size))
     resident = psutil.Process().memory_info
     model = resident().rss
     stores = {role: open_store(path) for role, path in paths.items()}
@@ -185,7 +195,7 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
             forget(paths)
         started, loss = time.perf_counter(), None
         for arrays in prefetch(dataset, batches, config.workers, config.ahead):
-            loss = train_step(head, optimiser, arrays, "cpu")
+            loss = train_step(arrays)
         pipe.send((time.perf_counter() - started, peak[0] - model, float(loss)))
     stop.set()
 

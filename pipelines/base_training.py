@@ -10,19 +10,18 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from errors import UserError
-from extract.networks import create_network, network_spec, weights_options
+from extract.networks import create_network, network_spec, trained_options, weights_options
 from extract.sampling import object_windows
 from extract.weights import TRAINED_BESIDE, RandomWeightsWarning
 from heads import get_head
 from heads.metrics import action_prior
 from pipelines.augment import Crops
-from pipelines.devices import pick_device
 from pipelines.evaluation import accuracies
 from pipelines.find_stores import find_stores
 from pipelines.frame_reader import FrameReader
@@ -35,20 +34,22 @@ from pipelines.labelled_clips import (
     input_options,
     labels_of,
     own_options,
+    validation_clips,
 )
-from pipelines.loop import Loop, Schedule, batches_of, train
+from pipelines.lineage import descent, without_random
+from pipelines.loop import Loop, Schedule, check_fit, shuffled_batches, train
 from pipelines.provenance import run_facts
 from pipelines.request import parse_settings as parse_options
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
-from pipelines.settings import parse_settings, settings_of
+from pipelines.settings import parse_settings, part_of, settings_of
 from pipelines.training import KEEP_BYTES
-from pipelines.world import World, join_world
+from pipelines.training import SCHEDULES as OF_HEADS
+from pipelines.world import World, take_place
 from stores import ObjectWindows, open_store
 from stores.row_cache import RowCache
 
 __all__ = ["BackboneConfig", "train_backbone"]
 
-FITS = ("train", "trainval")
 TARGETS = {"both": ("verb", "noun")}  # any other name is a label column of its own
 
 
@@ -91,8 +92,8 @@ SCHEDULES: dict[tuple[str, str], dict[str, object]] = {
         "precision": "bf16",
         "dropout": 0.0,
     },  # fmt: skip
-    ("ipl", "i3d"): {"epochs": 30, "lr": 6e-3, "last_lr": 6e-4, "last_epochs": 10, "weight_decay": 5e-4},
-    ("ipl", "r2plus1d34"): {"epochs": 20, "lr": 4e-4, "decay_every": 9, "last_epochs": 0, "weight_decay": 5e-4},
+    ("ipl", "i3d"): OF_HEADS["ipl", ""],
+    ("ipl", "r2plus1d34"): OF_HEADS["ipl", "r2plus1d34"],
 }
 
 
@@ -143,8 +144,7 @@ def train_backbone(
     """
     import torch
 
-    if fit not in FITS:
-        raise UserError(f"--fit must be one of {', '.join(FITS)}, got {fit!r}")
+    check_fit(fit)
     if head == "psn-sampler":
         if objects is not None:
             say(f"psn-sampler reads no objects store: {objects} is left out")
@@ -172,7 +172,7 @@ def train_backbone(
         )
     if recogniser is not None:
         raise UserError("--recogniser is read by --head psn-sampler alone")
-    own = parse_options(tuple(option))
+    own = trained_options(weights) | parse_options(tuple(option))
     options = weights_options(backbone, weights) | own
     plain = network_spec(backbone, **options)
     if plain.kind != "backbone":
@@ -182,10 +182,8 @@ def train_backbone(
     check_frames(source, given)
     head_class = get_head(head) if head else None
     known = settings_of(BackboneConfig) | (settings_of(head_class.Config) if head else {})
-    chosen = SCHEDULES.get((head or "", plain.family), {}) | parse_settings(set, known)
-    if epochs is not None:
-        chosen["epochs"] = epochs
-    config = BackboneConfig(**_part(chosen, BackboneConfig))
+    chosen = SCHEDULES.get((head or "", plain.family), {}) | parse_settings(set, known, epochs)
+    config = BackboneConfig(**part_of(chosen, BackboneConfig))
     labels, classes = labels_of(source, ("verb", "noun") if head else TARGETS.get(target, (target,)), fit)
     with warnings.catch_warnings():  # to begin with random weights is what training is for
         warnings.simplefilter("ignore", RandomWeightsWarning)
@@ -196,17 +194,12 @@ def train_backbone(
     fitted = clips.usable(which)
     if not len(fitted):
         raise UserError(f"{source.name}: no clip of {fit} has labels and frames")
-    validation = source.split("val") if fit == "train" else which[:0]
-    device = pick_device(device)
-    world = join_world(device)
-    device = world.device(device)
-    say = say if world.first else lambda line: None
-    if not len(validation):
-        say("no validation: " + (f"fitting on {fit}" if fit != "train" else "the dataset has no split val"))
+    device, world, say = take_place(device, say)
+    validation = validation_clips(source, fit, network.lineage, say)
     say(f"training: {len(fitted)} of {len(which)} clips have labels and frames")
     torch.manual_seed(seed)
     network.to(device, config.precision)
-    facts = _facts(backbone, network, given, source, options, config, classes, seed, fit, device)
+    facts = _facts(network, given, source, own_options(options) | own, config, classes, seed, fit, device)
     if head:
         if "objects" in head_class.reads:
             objects = _object_store(objects, source, features, say)
@@ -227,14 +220,14 @@ def train_backbone(
     return run.path
 
 
-def _facts(backbone: str, network, given, source: ClipSource, options, config, classes, seed, fit, device) -> dict:
+def _facts(network, given, source: ClipSource, options, config, classes, seed, fit, device) -> dict:
     """What run.json says."""
     trained_on = {"dataset": source.name, "split": fit, "classes": sum(classes.values()), "targets": list(classes)}
     return {
         "kind": "backbone",
         "network": {
             "name": network.spec.name,
-            "options": own_options(options),
+            "options": options,
             "weights": network.weights_hash,
             "origin": network.weights_origin,
             "sampling": asdict(given.sampling),
@@ -247,16 +240,10 @@ def _facts(backbone: str, network, given, source: ClipSource, options, config, c
         "features": "end-to-end",
         "dataset": {"name": source.name, "classes": classes},
         "trained_on": {"name": f"this {network.spec.name}", **trained_on},
-        # Random initial weights are no ancestor: nothing of them says what the trained ones have seen.
-        "lineage": [entry for entry in network.lineage if not str(entry["dataset"]).startswith("random:")],
+        "lineage": without_random(network.lineage),
         "stores": {"frames": store_facts(source.frames.store)} if isinstance(source.frames, FrameReader) else {},
         "made": run_facts(device),
     }
-
-
-def _part(chosen: Mapping, config) -> dict:
-    names = {field.name for field in fields(config)}
-    return {key: value for key, value in chosen.items() if key in names}
 
 
 def _object_store(given, source: ClipSource, features, say):
@@ -283,7 +270,7 @@ def _joint_model(head: str, network, source: ClipSource, classes, chosen, object
     sizes = {"verbs": classes["verb"], "nouns": classes["noun"], **head_class.dims(shapes)}
     windows = object_windows(source.family)
     defaults = {f"{name}_window_s": seconds for name, seconds in windows.items()}
-    head_config = head_class.Config(**{**sizes, **_part(defaults | chosen, head_class.Config)})
+    head_config = head_class.Config(**{**sizes, **part_of(defaults | chosen, head_class.Config)})
     model = JointModel(network, head_class(head_config), freeze_norms=config.freeze_norms)
     return model, None if objects is None else _objects(objects, head_class.reads["objects"], head_config, source)
 
@@ -307,7 +294,8 @@ class BackboneTask:
     def __init__(self, run: Run, model, clips: LabelledClips, fitted, validation, config, device: str, world: World):
         self.run, self.model, self.clips, self.config = run, model, clips, config
         self.fitted, self.validation, self.device = fitted, validation, device
-        self.least = max(2, world.size)
+        self.processes = world.size
+        self.usable = clips.usable(validation)
         self.targets = run.facts["targets"]
         self.prior = None
         if {"verb", "noun"} <= {*self.targets}:
@@ -316,8 +304,7 @@ class BackboneTask:
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Every usable clip once, shuffled."""
-        rng = np.random.Generator(np.random.Philox(key=[self.clips.seed, epoch]))
-        return batches_of(rng.permutation(self.fitted), self.config.batch_size, self.least)
+        return shuffled_batches(self.fitted, self.config.batch_size, self.clips.seed, epoch, self.processes)
 
     def batch(self, items: np.ndarray, epoch: int) -> dict:
         return self.clips.random(items, epoch, self.config)
@@ -331,12 +318,11 @@ class BackboneTask:
 
         if not len(self.validation):
             return None
-        usable = self.clips.usable(self.validation)
         size = self.config.micro_batch or self.config.batch_size
-        scores = centre_scores(self.model, self.clips, usable, self.targets, size)
+        scores = centre_scores(self.model, self.clips, self.usable, self.targets, size)
         scores = {name: values[self.validation] for name, values in scores.items()}
         labels = {name: self.clips.labels[name][self.validation] for name in self.targets}
-        coverage = {"clips": len(self.validation), "coverage": len(usable) / len(self.validation)}
+        coverage = {"clips": len(self.validation), "coverage": len(self.usable) / len(self.validation)}
         return accuracies(scores, labels, self.prior) | coverage
 
     def columns(self, figures: dict) -> dict[str, float]:
@@ -355,7 +341,7 @@ class BackboneTask:
             "network": facts["network"]["name"],
             "options": facts["network"]["options"],
             "targets": facts["targets"],
-            "lineage": [{k: v for k, v in facts["trained_on"].items() if k != "name"}, *facts["lineage"]],
+            "lineage": descent(facts),
         }
 
     def finish(self, best: dict, history: list[dict]) -> None:

@@ -20,21 +20,20 @@ from extract.networks.packages import need_package
 from extract.sampling import counter_uniform
 from pipelines.boxes import GivenBoxes, dataset_boxes, read_boxes
 from pipelines.detection_figures import MOST_BOXES, coco_figures
-from pipelines.devices import pick_device
 from pipelines.frame_reader import FrameReader
-from pipelines.loop import Loop, Schedule, seeded, train
+from pipelines.lineage import descent, without_random
+from pipelines.loop import Loop, Schedule, check_fit, seeded, train
 from pipelines.provenance import run_facts
 from pipelines.request import feature_roots
 from pipelines.request import parse_settings as parse_options
 from pipelines.run_folder import Run, start_run, store_facts
 from pipelines.settings import parse_settings, settings_of
-from pipelines.world import join_world
+from pipelines.world import take_place
 from stores import OK, PENDING, open_store
 from stores.splits import split_mask
 
 __all__ = ["BoxedFrames", "DetectorConfig", "DetectorTask", "join_boxes", "train_detector"]
 
-FITS = ("train", "trainval")
 FRAMES = "frames_detector"  # the store of frames that is looked for
 OBJECT_LABELS = "EPIC_train_object_labels.csv"
 _SAME_S = 1e-6  # seconds that are none
@@ -148,8 +147,7 @@ def train_detector(
     """
     import torch
 
-    if fit not in FITS:
-        raise UserError(f"--fit must be one of {', '.join(FITS)}, got {fit!r}")
+    check_fit(fit)
     if dataset is None:
         raise UserError("say whose boxes: --dataset NAME")
     loaded = load_dataset(dataset, data_root=data, videos=videos)
@@ -157,8 +155,7 @@ def train_detector(
     name = detector or preset.detector
     own = preset if name == preset.detector else Preset(name)
     known = settings_of(DetectorConfig)
-    chosen = THESIS[fit] | dict(own.schedule or {}) | parse_settings(set, known)
-    config = DetectorConfig(**chosen | ({} if epochs is None else {"epochs": epochs}))
+    config = DetectorConfig(**THESIS[fit] | dict(own.schedule or {}) | parse_settings(set, known, epochs))
 
     store = open_store(frames) if frames is not None else _find_frames(loaded, dataset, features)
     reader = FrameReader(store)
@@ -166,10 +163,7 @@ def train_detector(
         raise UserError(f"{store.path} holds cropped frames, and boxes are relative to whole ones: {_command(dataset)}")
     given = _boxes(loaded, boxes, 1 / reader.step_s)
     within = config.within or reader.step_s / 2
-    device = pick_device(device)
-    world = join_world(device)
-    device = world.device(device)
-    say = say if world.first else lambda line: None
+    device, world, say = take_place(device, say)
     labelled = join_boxes(given, loaded, reader, within)
     labelled = _readable(labelled, reader, allow_incomplete, say)
     classes = _class_count(given, loaded)
@@ -193,7 +187,7 @@ def train_detector(
         "fit": fit,
         "dataset": {"name": loaded.name, "classes": {"boxes": classes - 1}},
         "trained_on": {"name": f"this {name}", "dataset": loaded.name, "split": fit, "classes": classes - 1},
-        "lineage": [entry for entry in net.lineage if not str(entry["dataset"]).startswith("random:")],
+        "lineage": without_random(net.lineage),
         "boxes": {"file": None if boxes is None else Path(boxes).name, "digest": given.digest},
         "allow_incomplete": allow_incomplete,
         "stores": {"frames": store_facts(store)},
@@ -451,11 +445,10 @@ class DetectorTask:
 
     def checkpoint(self) -> tuple[dict, dict]:
         facts = self.run.facts
-        trained_on = {key: value for key, value in facts["trained_on"].items() if key != "name"}
         return self.model.module.state_dict(), {
             "network": facts["network"]["name"],
             "options": facts["network"]["options"],
-            "lineage": [trained_on, *facts["lineage"]],
+            "lineage": descent(facts),
         }
 
     def finish(self, best: dict, history: list[dict]) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 from errors import UserError
 from heads import metrics
 from pipelines.devices import autocast, pick_device, to_device
+from pipelines.lineage import seen_by, unknown_ancestors, unknown_line
 from pipelines.run_folder import Run, open_run
 from stores import ClipDataset, prefetch
 
-__all__ = ["evaluate", "figures", "predict_scores", "unknown_ancestors"]
+__all__ = ["accuracies", "evaluate", "figures", "predict_scores"]
 
 EVALUATION_BATCH = 64
 
@@ -106,39 +107,6 @@ def _many_shot(scores, dataset: ClipDataset, prior) -> dict:
     many = metrics.many_shot(labels["verb"], labels["noun"])
     full = metrics.epic55(scores["verb"], scores["noun"], dataset.labels["verb"], dataset.labels["noun"], *many, prior)
     return {name: {k: full[name][k] for k in ("verb", "noun", "action")} for name in ("precision", "recall")}
-
-
-def seen_by(dataset: ClipDataset, lineage: list[dict]) -> str:
-    """Which ancestor was trained on clips of `dataset` ("" if none was): dataset and split of each are compared."""
-    own = dataset.dataset_name
-    for ancestor in lineage:
-        if str(ancestor.get("dataset", "")) != own:
-            continue
-        overlap = int(dataset.in_split(ancestor.get("split") or None).sum())
-        if overlap:
-            who = ancestor.get("name", "an ancestor of its features")
-            return (
-                f"{who} was trained on {own} {ancestor.get('split') or '(all)'}, which holds {overlap} of these clips"
-            )
-    return ""
-
-
-def unknown_ancestors(lineage: list[dict]) -> list[str]:
-    """Ancestors of which nobody said what they were trained on, such as a local .pt without metadata."""
-    names = []
-    for entry in lineage:
-        if str(entry.get("dataset") or "unknown") == "unknown":
-            name, file = entry.get("name", "an ancestor of its features"), entry.get("file")
-            names.append(f"{name} ({file})" if file else name)
-    return list(dict.fromkeys(names))
-
-
-def unknown_line(names: list[str]) -> str:
-    """What to tell the person about `unknown_ancestors`."""
-    return (
-        f"nobody said what the weights behind {', '.join(names)} were trained on: if they saw the clips that are"
-        " evaluated, the figures are too good"
-    )
 
 
 def clip_dataset(head, stores: Mapping[str, object], split: str, **options) -> ClipDataset:

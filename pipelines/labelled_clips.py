@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,25 @@ from extract.sampling import ClipSampling, preset_for, window_starts
 from extract.transforms import Resize
 from pipelines.augment import centre_window, cut, random_crops
 from pipelines.frame_reader import FrameReader, VideoFrames
+from pipelines.lineage import seen_by
 from pipelines.request import feature_roots
-from stores import open_store
+from stores import Store, open_store
 from stores.splits import split_mask
 
-__all__ = ["ClipInput", "ClipSource", "LabelledClips", "clip_input", "clip_source", "labels_of"]
+__all__ = [
+    "ClipInput",
+    "ClipSource",
+    "LabelledClips",
+    "SplitOf",
+    "check_frames",
+    "clip_input",
+    "clip_source",
+    "input_options",
+    "labels_of",
+    "own_options",
+    "source_of",
+    "validation_clips",
+]
 
 STORES = {"flow": "flow_images"}  # by what a network reads: the name of its frames store; else "frames"
 _INPUT = ("clip_len", "stride", "fps", "resize")  # options that the dataset's preset decides
@@ -37,7 +51,7 @@ class ClipSource:
     videos: np.ndarray  # names, as `clips` numbers them
     clips: dict[str, np.ndarray]  # id, video, start_s, stop_s (NaN: not known), split..., labels
     classes: dict[str, int]  # outputs of label columns that have a fixed set of classes
-    frames: FrameReader | VideoFrames
+    frames: FrameReader | VideoFrames | None  # None: of a store of features
     where: str  # for messages
 
     def split(self, part: str) -> np.ndarray:
@@ -76,13 +90,65 @@ def clip_source(
         else frames
     )
     reader = FrameReader(store)
-    clips = {name: store.clips[name] for name in store.clips}
+    source = source_of(store, reader)
+    clips = dict(source.clips)
     clips["stop_s"] = np.where(
         np.isnan(clips["stop_s"]), np.maximum(reader.duration_s(clips["video"]), clips["start_s"]), clips["stop_s"]
     )
+    return replace(source, clips=clips)
+
+
+def source_of(store: Store, frames: FrameReader | None = None) -> ClipSource:
+    """The clips that a store knows; `frames` where it holds frames."""
     facts = store.manifest.dataset
-    family, classes = facts.get("family", ""), dict(facts.get("classes") or {})
-    return ClipSource(facts["name"], family, store.videos["name"], clips, classes, reader, str(store.path))
+    return ClipSource(
+        name=facts.get("name", ""),
+        family=facts.get("family", ""),
+        videos=store.videos["name"],
+        clips={name: store.clips[name] for name in store.clips},
+        classes=dict(facts.get("classes") or {}),
+        frames=frames,
+        where=str(store.path),
+    )
+
+
+def validation_clips(
+    source: ClipSource, fit: str, lineage: list[dict], say: Callable[[str], None], known: np.ndarray | None = None
+) -> np.ndarray:
+    """Numbers of the clips of split val; none (with a line that says why) where figures on them would mean nothing.
+
+    lineage: of the weights that a training starts from; clips that one of them was trained on give no figures.
+    known: (n_clips,) bool: only these clips.
+    """
+    which = source.split("val") if fit == "train" else np.empty(0, np.int64)
+    which = which if known is None else which[known[which]]
+    labelled = "" if known is None else " with labels"
+    why = f"fitting on {fit}" if fit != "train" else f"the dataset has no clips{labelled} in split val"
+    if len(which):
+        why = seen_by(SplitOf(source, which), lineage)
+    if why:
+        say(f"no validation: {why}")
+        return which[:0]
+    return which
+
+
+@dataclass(frozen=True)
+class SplitOf:
+    """Clips as `seen_by` asks for them."""
+
+    source: ClipSource
+    which: np.ndarray
+
+    @property
+    def dataset_name(self) -> str:
+        return self.source.name
+
+    def in_split(self, split: str | None) -> np.ndarray:
+        """(n,) bool; all where it is not a split here: then nobody can say which it did not see."""
+        try:
+            return np.isin(self.which, self.source.split(split or ""))
+        except UserError:
+            return np.ones(len(self.which), bool)
 
 
 def _decoded(reads: str, dataset, data, videos, resize: Resize | None) -> ClipSource:

@@ -21,8 +21,9 @@ from pipelines.run_folder import Run, load_tensors, save_tensors
 from pipelines.world import World
 from stores import prefetch
 
-__all__ = ["Loop", "Schedule", "Task", "batches_of", "seeded", "train"]
+__all__ = ["FITS", "Loop", "Schedule", "Task", "batches_of", "check_fit", "seeded", "shuffled_batches", "train"]
 
+FITS = ("train", "trainval")
 PRECISIONS = ("fp32", "bf16")
 OPTIMISERS = ("sgd", "adam", "adamw")
 SAVE_SECONDS = 120.0  # between two checkpoints within an epoch; after every epoch there is one anyway
@@ -305,6 +306,18 @@ def train(loop: Loop, resumed: bool, say) -> None:
         within = f" and {loop.step} steps" if loop.step else ""
         say(f"{where}: going on after epoch {loop.epoch} of {epochs}{within}")
     loop.run_all(say)
+
+
+def check_fit(fit: str) -> None:
+    """Raises UserError for a part of a dataset that nothing is trained on."""
+    if fit not in FITS:
+        raise UserError(f"--fit must be one of {', '.join(FITS)}, got {fit!r}")
+
+
+def shuffled_batches(items: np.ndarray, batch_size: int, seed: int, epoch: int, processes: int = 1) -> list[np.ndarray]:
+    """Every item once, in an order that follows from seed and epoch, cut into batches that all processes share."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return batches_of(rng.permutation(items), batch_size, max(2, processes))
 
 
 def batches_of(order: np.ndarray, batch_size: int, least: int = 2) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ from extract.audio import AUDIO_RULE
 from extract.datasets import Dataset, load_dataset, missing_videos, select_split
 from extract.decode import DECODE_RULE, VideoError, quick_probe
 from extract.experts import find_expert
-from extract.networks import NetworkSpec, list_networks, network_spec, weights_options
+from extract.networks import NetworkSpec, list_networks, network_spec, trained_options, weights_options
 from extract.networks.registry import ALIASES
 from extract.networks.spec import READS
 from extract.sampling import (
@@ -316,7 +316,8 @@ def _job(
     axis, hop = (request.axis, request.hop) if first else (None, None)
     if expert is not None and axis is None:
         axis, hop = (None if plain.reads == "text" else "segment"), hop or expert.hop_s
-    chosen = preset_for(dataset.family, plain, axis, hop, own=request.network_options if first else ())
+    own = trained_options(weights) | (request.network_options if first else {})
+    chosen = preset_for(dataset.family, plain, axis, hop, own)
     clip_axis = isinstance(chosen.sampling, ClipSampling)
     if dict(chosen.resize) != dict(plain.resize):
         options["resize"] = dict(chosen.resize)

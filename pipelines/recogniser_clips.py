@@ -11,6 +11,7 @@ from heads import metrics
 from pipelines.augment import centre_window, cut, random_crops
 from pipelines.frame_reader import FrameReader
 from pipelines.labelled_clips import ClipSource, labels_of
+from pipelines.training import KEEP_BYTES
 from stores import OK, PENDING, Store
 from stores.joining import per_item
 from stores.row_cache import RowCache
@@ -18,7 +19,6 @@ from stores.row_cache import RowCache
 __all__ = ["ClipRows", "FrameInputs", "Targets", "VectorInputs", "segment_positions", "targets_of"]
 
 TABLE = "labels"  # target: the dataset's table of any number of labels a clip
-KEEP_BYTES = 3 << 29  # pooled features are read once and kept
 
 
 # --- labels ---

@@ -20,21 +20,20 @@ from extract.networks import create_network, network_spec, weights_options
 from extract.sampling import counter_uniform
 from extract.weights import TRAINED_BESIDE, resolve
 from pipelines.augment import Crops
-from pipelines.devices import pick_device
-from pipelines.evaluation import seen_by
-from pipelines.labelled_clips import ClipSource, clip_source
-from pipelines.loop import Loop, Schedule, batches_of, train
+from pipelines.labelled_clips import ClipSource, clip_source, source_of, validation_clips
+from pipelines.lineage import descent, refuse_random, without_random
+from pipelines.loop import Loop, Schedule, check_fit, shuffled_batches, train
 from pipelines.provenance import run_facts
 from pipelines.recogniser_clips import ClipRows, FrameInputs, Targets, VectorInputs, targets_of
 from pipelines.request import parse_settings as parse_options
 from pipelines.run_folder import Run, start_run, store_facts
 from pipelines.settings import parse_settings, settings_of
-from pipelines.world import join_world
+from pipelines.training import array_of
+from pipelines.world import take_place
 from stores import Store, open_store, prefetch
 
-__all__ = ["RecogniserConfig", "SplitOf", "train_recogniser", "validation_of"]
+__all__ = ["RecogniserConfig", "train_recogniser"]
 
-FITS = ("train", "trainval")
 ROWS_AT_ONCE = 64  # frames of a forward pass of validation
 MOMENT_ROWS = 1 << 16  # features that mean and deviation are taken from
 
@@ -123,17 +122,14 @@ def train_recogniser(
     """
     import torch
 
-    for name, value, choices in (("--fit", fit, FITS), ("--strategy", strategy, tuple(STRATEGIES))):
-        if value not in choices:
-            raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    check_fit(fit)
+    if strategy not in STRATEGIES:
+        raise UserError(f"--strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
     if (backbone is None) == (vectors is None):
         raise UserError("say which network to train (--backbone), or a store of its features (--vectors)")
     if vectors is not None and (frames is not None or tuple(option)):
         raise UserError("--frames and --option are for training a network; --vectors is what one has said already")
-    chosen = STRATEGIES[strategy] | parse_settings(set, settings_of(RecogniserConfig))
-    if epochs is not None:
-        chosen["epochs"] = epochs
-    config = RecogniserConfig(**chosen)
+    config = RecogniserConfig(**STRATEGIES[strategy] | parse_settings(set, settings_of(RecogniserConfig), epochs))
 
     # The clips, their labels and their rows.
     if vectors is None:
@@ -141,7 +137,9 @@ def train_recogniser(
         store = source.frames.store
     else:
         store = vectors if isinstance(vectors, Store) else open_store(vectors)
-        source = _vector_source(store, allow_random)
+        array_of(store, "vector")
+        refuse_random({"vectors": store}, allow_random)
+        source = source_of(store)
     targets = targets_of(source, store, target, fit)
     rows = ClipRows(store, allow_incomplete)
     which = source.split(fit)
@@ -150,10 +148,7 @@ def train_recogniser(
         raise UserError(f"{source.where}: no clip of {fit} has {target} labels and rows")
 
     # What is trained.
-    device = pick_device(device)
-    world = join_world(device)
-    device = world.device(device)
-    say = say if world.first else lambda line: None
+    device, world, say = take_place(device, say)
     torch.manual_seed(seed)
     if vectors is None:
         inputs, model, made = _frame_model(backbone, source, targets, config, seed, device, weights, option)
@@ -161,7 +156,7 @@ def train_recogniser(
         inputs, model, made = _vector_model(store, rows, fitted, targets, config, device, weights, say)
 
     trained_on = {"dataset": source.name, "split": fit, "classes": targets.classes, "targets": [target]}
-    validation = validation_of(source, targets, fit, made.lineage, say)
+    validation = validation_clips(source, fit, made.lineage, say, targets.known)
     say(f"training: {len(fitted)} of {len(which)} clips have {target} labels and rows")
     facts = {
         "kind": "recogniser",
@@ -190,15 +185,16 @@ def train_recogniser(
 class RecogniserTask:
     """A recogniser on clips; see `pipelines.loop.Task`. Items are numbers of clips."""
 
-    def __init__(self, run: Run, model, inputs, made, rows, targets, fitted, validation, config, seed: int, least: int):
+    def __init__(
+        self, run: Run, model, inputs, made, rows, targets, fitted, validation, config, seed: int, processes: int
+    ):
         self.run, self.model, self.inputs, self.made = run, model, inputs, made
         self.rows, self.targets, self.config, self.seed = rows, targets, config, seed
-        self.fitted, self.validation, self.least = fitted, validation, max(2, least)
+        self.fitted, self.validation, self.processes = fitted, validation, processes
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Every usable clip once, shuffled."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        return batches_of(rng.permutation(self.fitted), self.config.batch_size, self.least)
+        return shuffled_batches(self.fitted, self.config.batch_size, self.seed, epoch, self.processes)
 
     def batch(self, items: np.ndarray, epoch: int) -> dict:
         ids = self.rows.ids[items]
@@ -247,48 +243,13 @@ class RecogniserTask:
             "network": self.made.facts["name"],
             "options": self.made.options,
             "targets": self.run.facts["targets"],
-            "lineage": [{k: v for k, v in self.run.facts["trained_on"].items() if k != "name"}, *self.made.lineage],
+            "lineage": descent(self.run.facts),
         }
 
     def finish(self, best: dict, history: list[dict]) -> None:
         figures = {key: value for key, value in best.items() if key != "score"}
         extra = {"trained_clips": len(self.fitted), "loss": history[best["epoch"] - 1]["loss"]}
         self.run.write_json("metrics.json", figures | extra | {"features": self.run.facts["features"]})
-
-
-# --- validation ---
-
-
-def validation_of(source: ClipSource, targets: Targets, fit: str, lineage: list[dict], say) -> np.ndarray:
-    """Labelled clips of the split val; none (with a line that says why) where figures on them would mean nothing."""
-    which = source.split("val") if fit == "train" else np.empty(0, np.int64)
-    which = which[targets.known[which]]
-    why = f"fitting on {fit}" if fit != "train" else "the dataset has no labelled clips in split val"
-    if len(which):
-        why = seen_by(SplitOf(source, which), lineage)
-    if why:
-        say(f"no validation: {why}")
-        return which[:0]
-    return which
-
-
-@dataclass(frozen=True)
-class SplitOf:
-    """Clips as `seen_by` asks for them."""
-
-    source: ClipSource
-    which: np.ndarray
-
-    @property
-    def dataset_name(self) -> str:
-        return self.source.name
-
-    def in_split(self, split: str | None) -> np.ndarray:
-        """(n,) bool; all where it is not a split here: then nobody can say which it did not see."""
-        try:
-            return np.isin(self.which, self.source.split(split or ""))
-        except UserError:
-            return np.ones(len(self.which), bool)
 
 
 # --- the network that it makes ---
@@ -341,7 +302,7 @@ def _frame_model(backbone, source: ClipSource, targets: Targets, config, seed: i
     facts = {"name": network.spec.name, "weights": network.weights_hash, "origin": network.weights_origin}
     named = network.spec.name if not backbone.startswith("py:") else backbone
     with_logits, classifier = own_classifier(named, options, targets.classes)
-    lineage = [entry for entry in network.lineage if not str(entry["dataset"]).startswith("random:")]
+    lineage = without_random(network.lineage)
     made = _Made({**facts, "options": with_logits or options}, with_logits or options, lineage, classifier, network)
     return FrameInputs(source.frames, resize["crop"], config, seed), model, made
 
@@ -393,22 +354,3 @@ def _network_behind(store: Store, classes: int, weights: str | None, say) -> _Ma
     with_logits, classifier = own_classifier(name, options, classes)
     chosen = with_logits or options
     return _Made({**facts, "options": chosen}, chosen, list(manifest.lineage), classifier, network)
-
-
-def _vector_source(store: Store, allow_random: bool) -> ClipSource:
-    if "vector" not in store.manifest.arrays:
-        raise UserError(f"{store.path} has no array 'vector' (it has {', '.join(store.manifest.arrays)})")
-    random = [entry["dataset"] for entry in store.manifest.lineage if str(entry["dataset"]).startswith("random:")]
-    if random and not allow_random:
-        raise UserError(f"{store.path} was made with {random[0]} weights; pass --allow-random if that is what you want")
-    facts = store.manifest.dataset
-    clips = {name: store.clips[name] for name in store.clips}
-    return ClipSource(
-        name=facts["name"],
-        family=facts.get("family", ""),
-        videos=store.videos["name"],
-        clips=clips,
-        classes=dict(facts.get("classes") or {}),
-        frames=None,
-        where=str(store.path),
-    )

@@ -67,14 +67,18 @@ class Run:
         """A new head of this run's config, with its initial weights."""
         return create_head(self.head_name, **self.facts["head"]["config"])
 
-    def best_head(self):
-        """(head with the best checkpoint, checkpoint's metadata). Raises UserError if training never got that far."""
+    def best_checkpoint(self) -> tuple[dict, dict]:
+        """(tensors, metadata) of the best epoch. Raises UserError if training never got that far."""
         if not (self.path / "best.safetensors").is_file():
             raise UserError(
                 f"{self.path} has no best.safetensors: its training has not finished an epoch; run it again"
             )
+        return load_tensors(self.path / "best.safetensors")
+
+    def best_head(self):
+        """(head with the best checkpoint, checkpoint's metadata). Raises UserError as `best_checkpoint`."""
         head = self.create_head()
-        tensors, metadata = load_tensors(self.path / "best.safetensors")
+        tensors, metadata = self.best_checkpoint()
         head.load_state_dict(tensors)
         return head.eval(), metadata
 

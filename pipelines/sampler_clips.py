@@ -6,7 +6,8 @@ import numpy as np
 
 from errors import UserError
 from extract.sampling import counter_uniform
-from pipelines.recogniser_clips import KEEP_BYTES, Targets, VectorInputs, segment_positions
+from pipelines.recogniser_clips import Targets, VectorInputs, segment_positions
+from pipelines.training import KEEP_BYTES
 from stores import OK, PENDING, Store
 from stores.joining import positions, texts
 from stores.row_cache import RowCache

@@ -9,29 +9,47 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from errors import UserError
-from extract.networks import create_network, network_spec, weights_options
+from extract.networks import create_network, network_spec, trained_options, weights_options
 from extract.weights import TRAINED_BESIDE
 from heads import get_head
 from pipelines.augment import Crops
 from pipelines.devices import pick_device
-from pipelines.evaluation import seen_by, unknown_ancestors, unknown_line
-from pipelines.labelled_clips import ClipSource, check_frames, clip_input, clip_source, input_options, own_options
-from pipelines.loop import Loop, Schedule, batches_of, train
+from pipelines.labelled_clips import (
+    ClipSource,
+    SplitOf,
+    check_frames,
+    clip_input,
+    clip_source,
+    input_options,
+    own_options,
+    source_of,
+    validation_clips,
+)
+from pipelines.lineage import (
+    descent,
+    is_random,
+    lineage_of,
+    refuse_random,
+    seen_by,
+    unknown_ancestors,
+    unknown_line,
+    without_random,
+)
+from pipelines.loop import Loop, Schedule, check_fit, shuffled_batches, train
 from pipelines.provenance import run_facts
 from pipelines.recogniser_clips import TABLE, FrameInputs, Targets, VectorInputs, targets_of
-from pipelines.recogniser_training import FITS, SplitOf, validation_of
 from pipelines.request import parse_settings as parse_options
-from pipelines.run_folder import Run, head_facts, load_tensors, start_run, store_facts
+from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.sampler_clips import Candidates, SharedFrames
-from pipelines.settings import parse_settings, settings_of
-from pipelines.training import array_of, given_stores, is_random, lineage_of, refuse_random
-from pipelines.world import World, join_world
+from pipelines.settings import parse_settings, part_of, settings_of
+from pipelines.training import array_of, given_stores
+from pipelines.world import World, take_place
 from stores import Store, open_store, prefetch
 from stores.joining import label_columns, same_dataset
 
@@ -171,7 +189,8 @@ def train_joint_sampler(
         raise UserError(f"--head {JOINT_HEAD} learns from a recogniser: say --recogniser STORE (array `logits`)")
     if frames == "decode":
         raise UserError(f"--head {JOINT_HEAD} reads a store of frames (extract --backbone frames), not the videos")
-    options = weights_options(backbone, weights) | parse_options(tuple(option))
+    own = trained_options(weights) | parse_options(tuple(option))
+    options = weights_options(backbone, weights) | own
     plain = network_spec(backbone, **options)
     if plain.reads != "rgb_frame" or plain.kind != "backbone" or "vector" not in plain.outputs:
         raise UserError(f"{backbone} is no frame network: a sampler's reads single RGB frames and gives a vector")
@@ -182,7 +201,7 @@ def train_joint_sampler(
     }
     same_dataset(stores)
     refuse_random(stores, allow_random)
-    network_input = clip_input(backbone, source.family, options)
+    network_input = clip_input(backbone, source.family, options, own)
     check_frames(source, network_input)
     config, chosen = _settings(JointSamplerConfig, head_class, set, epochs)
     targets = _targets(source, stores, target, fit)
@@ -200,16 +219,14 @@ def train_joint_sampler(
     facts = {
         "network": {
             "name": network.spec.name,
-            "options": own_options(options),
+            "options": own_options(options) | own,
             "weights": network.weights_hash,
             "origin": network.weights_origin,
             "resize": {key: value for key, value in dataclasses.asdict(network_input.resize).items() if value},
         },
         "head": head_facts("psn", head_config),
         "features": "end-to-end",
-        # Random initial weights are no ancestor: nothing of them says what the trained ones have seen.
-        "lineage": [entry for entry in network.lineage if not is_random(entry)]
-        + lineage_of({"recogniser": stores["recogniser"]}),
+        "lineage": without_random(network.lineage) + lineage_of({"recogniser": stores["recogniser"]}),
     }
     short = backbone.rpartition(":")[2].rpartition("/")[2]
     out = out or Path("runs") / f"{short}-{JOINT_HEAD}-{source.name.replace(':', '-')}-s{seed}"
@@ -287,12 +304,11 @@ class SamplerTask:
     def __init__(self, run: Run, model, candidates: Candidates, fitted, validation, config, device: str, world: World):
         self.run, self.model, self.candidates, self.config = run, model, candidates, config
         self.fitted, self.validation, self.device = fitted, validation, device
-        self.seed, self.least = candidates.seed, max(2, world.size)
+        self.seed, self.processes = candidates.seed, world.size
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Every usable clip once, shuffled."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        return batches_of(rng.permutation(self.fitted), self.config.batch_size, self.least)
+        return shuffled_batches(self.fitted, self.config.batch_size, self.seed, epoch, self.processes)
 
     def batch(self, items: np.ndarray, epoch: int) -> dict:
         return self.candidates.random(items, epoch)
@@ -328,13 +344,12 @@ class SamplerTask:
         if facts["features"] == "frozen":
             return self.model.checkpoint(), facts["head"]
         beside = {f"{TRAINED_BESIDE}{name}": value for name, value in self.model.beside().items()}
-        ancestors = [facts["trained_on"], *facts["lineage"]]
         return {**self.model.network.module.state_dict(), **beside}, {
             "network": facts["network"]["name"],
             "options": facts["network"]["options"],
             "targets": facts["targets"],
             "head": facts["head"],
-            "lineage": [{key: value for key, value in entry.items() if key != "name"} for entry in ancestors],
+            "lineage": descent(facts),
         }
 
     def finish(self, best: dict, history: list[dict]) -> None:
@@ -392,22 +407,18 @@ def _train(make, data: _Data, config, facts, who, out, fit, seed, device, allow_
     """Make the model (`make(device)`) and train it in the run folder `out`, which is returned."""
     import torch
 
-    if fit not in FITS:
-        raise UserError(f"--fit must be one of {', '.join(FITS)}, got {fit!r}")
+    check_fit(fit)
     source, targets, shared = data.source, data.targets, data.candidates.shared
     which = source.split(fit)
     fitted = which[targets.known[which] & shared.usable[which]]
     if not len(fitted):
         raise UserError(f"{source.where}: no clip of {fit} has {targets.name} labels and frames")
-    device = pick_device(device)
-    world = join_world(device)
-    device = world.device(device)
-    say = say if world.first else lambda line: None
+    device, world, say = take_place(device, say)
     say(shared.line())
     unknown = unknown_ancestors(facts["lineage"])
     if unknown:
         say(unknown_line(unknown))
-    validation = validation_of(source, targets, fit, facts["lineage"], say)
+    validation = validation_clips(source, fit, facts["lineage"], say, targets.known)
     if len(validation) and not shared.usable[validation].any():
         say("no validation: none of its clips has frames in both stores")
         validation = validation[:0]
@@ -447,28 +458,14 @@ def _train(make, data: _Data, config, facts, who, out, fit, seed, device, allow_
 def _cached(store: Store) -> tuple[ClipSource, VectorInputs]:
     """The clips of a store of features, and the features."""
     array_of(store, "vector")
-    facts = store.manifest.dataset
-    clips = {name: store.clips[name] for name in store.clips}
-    classes = dict(facts.get("classes") or {})
-    source = ClipSource(
-        name=facts.get("name", ""),
-        family=facts.get("family", ""),
-        videos=store.videos["name"],
-        clips=clips,
-        classes=classes,
-        frames=None,
-        where=str(store.path),
-    )
-    return source, VectorInputs(store)
+    return source_of(store), VectorInputs(store)
 
 
 def _joint_model(run: Run, device: str):
     """(JointSampler of a run's best checkpoint, the checkpoint's metadata, side of its frames in pixels)."""
     from pipelines.sampler_model import JointSampler
 
-    if not (run.path / "best.safetensors").is_file():
-        raise UserError(f"{run.path} has no best.safetensors: its training has not finished an epoch; run it again")
-    tensors, metadata = load_tensors(run.path / "best.safetensors")
+    tensors, metadata = run.best_checkpoint()
     facts = run.facts["network"]
     network = create_network(facts["name"], str(run.path), **{**facts["options"], "resize": facts["resize"]})
     head, prefix = run.create_head(), f"{TRAINED_BESIDE}head."
@@ -480,12 +477,8 @@ def _joint_model(run: Run, device: str):
 def _settings(config: type, head_class, given, epochs: int | None):
     """(the training's config, settings of the head)."""
     of_head = {key: kind for key, kind in settings_of(head_class.Config).items() if key not in _FROM_DATA}
-    chosen = parse_settings(given, settings_of(config) | of_head)
-    if epochs is not None:
-        chosen["epochs"] = epochs
-    names = {field.name for field in fields(config)}
-    training = config(**{key: value for key, value in chosen.items() if key in names})
-    return training, {key: value for key, value in chosen.items() if key in of_head}
+    chosen = parse_settings(given, settings_of(config) | of_head, epochs)
+    return config(**part_of(chosen, config)), part_of(chosen, head_class.Config)
 
 
 def _head_config(head_class, chosen: Mapping, channels: int, targets: Targets):

@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 from errors import UserError
 
-__all__ = ["parse_settings", "settings_of"]
+__all__ = ["parse_settings", "part_of", "settings_of"]
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -20,9 +20,17 @@ def settings_of(config: type) -> dict[str, type]:
     return {field.name: hints[field.name] for field in fields(config)}
 
 
-def parse_settings(given: Mapping[str, object] | Iterable[str], known: Mapping[str, type]) -> dict[str, object]:
-    """{"lr": 0.01} or ["lr=0.01"] -> typed values. Raises UserError for a key that is not there (naming the nearest
-    that are) or a value of another type."""
+def part_of(chosen: Mapping[str, object], config: type) -> dict[str, object]:
+    """Of the chosen settings, those that are fields of a config dataclass."""
+    names = {field.name for field in fields(config)}
+    return {key: value for key, value in chosen.items() if key in names}
+
+
+def parse_settings(
+    given: Mapping[str, object] | Iterable[str], known: Mapping[str, type], epochs: int | None = None
+) -> dict[str, object]:
+    """{"lr": 0.01} or ["lr=0.01"] -> typed values; `epochs` (--epochs), where it is given, counts before --set. Raises
+    UserError for a key that is not there (naming the nearest that are) or a value of another type."""
     if isinstance(given, Mapping):
         pairs = list(given.items())
     else:
@@ -32,7 +40,8 @@ def parse_settings(given: Mapping[str, object] | Iterable[str], known: Mapping[s
             if not equals:
                 raise UserError(f"--set {text}: write key=value")
             pairs.append((key.strip(), value.strip()))
-    return {key: _typed(key, value, known) for key, value in pairs}
+    chosen = {key: _typed(key, value, known) for key, value in pairs}
+    return chosen if epochs is None else chosen | {"epochs": epochs}
 
 
 def _typed(key: str, value: object, known: Mapping[str, type]):

@@ -7,7 +7,7 @@ validation split is scored; the loop (`pipelines.loop`) keeps what an interrupte
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +17,20 @@ from extract.sampling import object_windows
 from heads import get_head
 from heads.metrics import action_prior
 from pipelines.devices import pick_device
-from pipelines.evaluation import (
-    clip_dataset,
-    figures,
-    predict_scores,
-    seen_by,
-    unknown_ancestors,
-    unknown_line,
-)
+from pipelines.evaluation import clip_dataset, figures, predict_scores
 from pipelines.find_stores import find_stores
-from pipelines.loop import Loop, Schedule, batches_of, train
+from pipelines.lineage import is_random, lineage_of, refuse_random, seen_by, unknown_ancestors, unknown_line
+from pipelines.loop import Loop, Schedule, batches_of, check_fit, train
 from pipelines.provenance import run_facts
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
-from pipelines.settings import parse_settings, settings_of
+from pipelines.settings import parse_settings, part_of, settings_of
 from stores import ClipDataset, open_store
 
-__all__ = ["TrainingConfig", "array_of", "given_stores", "is_random", "lineage_of", "refuse_random", "train_head"]
+__all__ = ["KEEP_BYTES", "TrainingConfig", "array_of", "given_stores", "train_head"]
 
 # Arrays read once and kept, the smallest first: at EPIC-55's size vectors, boxes and the RoI features of 5 boxes a
 # frame (1.2 GB). Shuffled reads of them would cost as much again as those of the maps, which stay on disk.
 KEEP_BYTES = 3 << 29
-FITS = ("train", "trainval")
 PRIORS = ("joint", "noun_given_verb", "none")
 
 
@@ -109,8 +102,7 @@ def train_head(
     """
     import torch
 
-    if fit not in FITS:
-        raise UserError(f"--fit must be one of {', '.join(FITS)}, got {fit!r}")
+    check_fit(fit)
     head_class = get_head(name)
     given = {"verb": verb, "noun": noun, "objects": objects, "sampler": sampler, "recogniser": recogniser}
     if {*head_class.reads} == {"sampler", "recogniser"}:
@@ -142,17 +134,15 @@ def train_head(
     known = {**settings_of(TrainingConfig), **settings_of(head_class.Config)}
     windows = object_windows(stores["verb"].manifest.dataset.get("family", ""))
     defaults = {**family, **{f"{name}_window_s": seconds for name, seconds in windows.items()}}
-    chosen = {key: value for key, value in defaults.items() if key in known} | parse_settings(set, known)
-    if epochs is not None:
-        chosen["epochs"] = epochs
-    training = TrainingConfig(**_part(chosen, TrainingConfig))
+    chosen = {key: value for key, value in defaults.items() if key in known} | parse_settings(set, known, epochs)
+    training = TrainingConfig(**part_of(chosen, TrainingConfig))
     shapes = {
         role: {array: array_of(store, array).row_shape for array in head_class.reads[role]}
         for role, store in stores.items()
     }
     classes = _classes(stores["verb"])
     sizes = {"verbs": classes["verb"], "nouns": classes["noun"], **head_class.dims(shapes)}
-    config = head_class.Config(**{**sizes, **_part(chosen, head_class.Config)})
+    config = head_class.Config(**{**sizes, **part_of(chosen, head_class.Config)})
 
     torch.manual_seed(seed)
     head = head_class(config)
@@ -309,34 +299,6 @@ def _family(store) -> str:
     return spec.get("family") or spec.get("name") or ""
 
 
-def is_random(entry: Mapping) -> bool:
-    return str(entry.get("dataset", "")).startswith("random:")
-
-
-def refuse_random(stores: Mapping, allowed: bool) -> None:
-    for role, store in stores.items():
-        for entry in store.manifest.lineage:
-            if is_random(entry) and not allowed:
-                raise UserError(
-                    f"{store.path} ({role}) was made by a network with {entry['dataset']} weights: its figures mean"
-                    " nothing about the method. Pass --allow-random if that is what you want"
-                )
-
-
-def lineage_of(stores: Mapping) -> list[dict]:
-    """What every network behind these stores was trained on: {"name": store, "dataset", "split", ...}."""
-    entries = []
-    for store in stores.values():
-        said, origin = store.manifest.lineage, store.manifest.spec.get("weights_origin", "none")
-        if not said and origin != "none":  # a network of one's own that brings its weights along
-            said = [{"dataset": "unknown", "split": "unknown", "file": origin}]
-        for entry in said:
-            named = {"name": Path(store.path).name, **entry}
-            if named not in entries:
-                entries.append(named)
-    return entries
-
-
 def _validation(head, stores, fit: str, lineage, allow_incomplete: bool, say) -> ClipDataset | None:
     """The validation clips, or None (with a line that says why) where figures on them would mean nothing."""
     first = stores[next(iter(head.reads))]
@@ -355,11 +317,6 @@ def _prior(labels: Mapping[str, np.ndarray], config, kind: str) -> np.ndarray:
     """mu of eq. 3.14: annotations say how often an action occurs, so clips whose features failed count as well."""
     known = (labels["verb"] >= 0) & (labels["noun"] >= 0)
     return action_prior(labels["verb"][known], labels["noun"][known], config.verbs, config.nouns, kind)
-
-
-def _part(chosen: Mapping, config) -> dict:
-    names = {field.name for field in fields(config)}
-    return {key: value for key, value in chosen.items() if key in names}
 
 
 def _coverage_line(what: str, dataset: ClipDataset) -> str:

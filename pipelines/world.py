@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from errors import UserError
+from pipelines.devices import pick_device
 
-__all__ = ["World", "join_world"]
+__all__ = ["World", "join_world", "take_place"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,14 @@ def join_world(device: str) -> World:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     return world
+
+
+def take_place(device: str | None, say: Callable[[str], None]) -> tuple[str, World, Callable[[str], None]]:
+    """(this process's own device, the world that it joined, `say` of the first process: the others say nothing).
+
+    Raises:
+        UserError: see `pick_device` and `join_world`.
+    """
+    picked = pick_device(device)
+    world = join_world(picked)
+    return world.device(picked), world, say if world.first else lambda line: None

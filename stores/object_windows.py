@@ -29,7 +29,7 @@ class ObjectWindows:
 
     lists: {name: seconds}; a list's window around centre c is [c - seconds / 2, c + seconds / 2). boxes_per_frame: the
     first in stored order (by score). arrays: what is read of each box, `boxes` among them. video_names: how the caller
-    numbers videos. read: (array, rows) -> values, by default the store's own.
+    numbers videos. read: (array, rows) -> values, by default the store's own. Which rows are ok is looked up once.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class ObjectWindows:
         self._read = read or store.read
         self._video = positions(texts(video_names), texts(store.videos["name"]))
         self._frame_size = VideoFacts(functools.partial(frame_size, store), video_names)
+        self._ok = store.status() == OK
         step = _step(store)
         self.frames = {name: max(1, round(seconds / step)) for name, seconds in self.lists.items()}
         """F: how many frames of the store's grid the window of each list holds."""
@@ -55,12 +56,12 @@ class ObjectWindows:
         """The frames of every list around centres (n,), in seconds, of videos (n,)."""
         video = self._video[videos]
         known = np.flatnonzero(video >= 0)
-        centre, status, found = centres_s[known], self.store.status(), {}
+        centre, found = centres_s[known], {}
         for name, seconds in self.lists.items():
             rows, of_known = self.store.rows_between_many(video[known], centre - seconds / 2, centre + seconds / 2)
             counts = np.zeros(len(videos), np.int64)
             counts[known] = np.diff(of_known)
-            found[name] = Span(rows, np.concatenate([[0], np.cumsum(counts)]), status[rows] == OK)
+            found[name] = Span(rows, np.concatenate([[0], np.cumsum(counts)]), self._ok[rows])
         return found
 
     def read(self, spans: Mapping[str, Span], at: np.ndarray, videos: np.ndarray) -> dict[str, dict[str, np.ndarray]]:

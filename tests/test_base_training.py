@@ -16,9 +16,9 @@ from frame_samples import colour_dataset, colour_frames, frames_request
 from safetensors.torch import load_file
 
 from errors import UserError
-from extract.networks import create_network
+from extract.networks import create_network, trained_options
 from extract.sampling import clip_rows
-from pipelines import extract
+from pipelines import extract, plan_extraction
 from pipelines.base_training import BackboneConfig, train_backbone
 from pipelines.labelled_clips import LabelledClips, clip_input, clip_source, labels_of
 from stores import open_store
@@ -262,6 +262,25 @@ def test_trainval_has_no_validation(folder, tmp_path):
     assert json.loads((run / "metrics.json").read_text())["epoch"] == 2
     facts = json.loads((run / "run.json").read_text())
     assert facts["trained_on"]["split"] == "trainval"
+
+
+def test_no_figures_on_clips_that_the_first_weights_were_trained_on(folder, tmp_path):
+    seen, _ = train(folder, tmp_path / "seen", fit="trainval", set={"epochs": 1})
+    run, said = train(folder, tmp_path / "run", weights=str(seen), set={"epochs": 1})
+    assert any("no validation: an ancestor" in line or "was trained on colours trainval" in line for line in said)
+    assert "verb" not in json.loads((run / "metrics.json").read_text())
+    lineage = json.loads((run / "run.json").read_text())["lineage"]
+    assert [entry["split"] for entry in lineage] == ["trainval"]
+
+
+def test_what_the_user_chose_of_a_clip_stays_with_the_weights(folder, whole, tmp_path):
+    assert trained_options(str(whole)) == {"resize": {"mode": "squash", "size": 32}, "clip_len": 8, "fps": 12.5}
+    request = replace(
+        frames_request(folder), backbone="tiny3d", weights=(str(whole),), option=(), draws=0, only=True,
+        features=(tmp_path,),
+    )  # fmt: skip
+    (job,) = plan_extraction(request, headers_only=True)
+    assert (job.sampling.frames, job.sampling.fps, job.spec.input_size) == (8, 12.5, (32, 32))
 
 
 def test_decoding_on_the_fly_trains_the_same_clips(folder, tmp_path):

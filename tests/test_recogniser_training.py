@@ -383,7 +383,7 @@ def test_a_classifier_of_cached_features_is_a_network_again(folder, tmp_path):
         only=True, dtype="float32", features=(tmp_path / "features",),
     )  # fmt: skip
     store = extract(request)[0].store
-    with pytest.raises(UserError, match="made with random:0 weights"):
+    with pytest.raises(UserError, match="by a network with random:0 weights"):
         train(tmp_path / "run", vectors=store, target="noun")
     run, said = train(tmp_path / "run", vectors=store, target="noun", epochs=10, allow_random=True, set={"lr": 0.002})
     figures = metrics_of(run)

@@ -34,6 +34,7 @@ from .registry import (
     network_spec,
     register_library,
     register_network,
+    trained_options,
     weights_options,
 )
 from .spec import NetworkSpec
@@ -47,6 +48,7 @@ __all__ = [
     "network_spec",
     "register_library",
     "register_network",
+    "trained_options",
     "weights_options",
 ]
 

@@ -28,6 +28,7 @@ __all__ = [
     "network_spec",
     "register_library",
     "register_network",
+    "trained_options",
     "weights_options",
 ]
 
@@ -126,8 +127,7 @@ def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
     """
     from .. import weights as weights_module
 
-    trained = _trained_options(weights)
-    if trained is not None:
+    if trained := trained_options(weights):
         return trained
     if ":" in name:
         prefix, _, model = name.partition(":")
@@ -151,13 +151,16 @@ def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
     return _FIT[arch](weights_module.read_state(found.path)[0]) if arch in _FIT else {}
 
 
-def _trained_options(weights: str | None) -> dict[str, Any] | None:
-    """The network's options that a run of base training, or its checkpoint, was made with; None for other weights."""
+def trained_options(weights: str | None) -> dict[str, Any]:
+    """The options of a network that a run of base training, or its checkpoint, was made with; {} for other weights.
+
+    What they say of a clip (clip_len, stride, fps, resize) the user chose, so it counts before a dataset's preset.
+    """
     from .. import weights as weights_module
 
     path = Path(weights or "").expanduser()
     facts = weights_module.trained_facts(path / weights_module.BEST if path.is_dir() else path) if weights else None
-    return None if facts is None else dict(facts["options"])
+    return {} if facts is None else dict(facts["options"])
 
 
 def create_network(name: str, weights: str | None = None, **options: Any) -> Any:
