@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
-from extract.datasets import load_dataset
+from extract.datasets import list_datasets, load_dataset
 from extract.networks import NetworkSpec, network_spec
 from extract.networks.spec import READS
 from extract.sampling import ClipSampling, preset_for, window_starts
@@ -177,8 +177,14 @@ def _find_store(reads: str, dataset: str | None, features: Iterable[str | Path])
     extra = " --axis segment --option clip_len=1" if reads == "flow" else ""
     raise UserError(
         f"no {name}.zarr of {dataset or 'any dataset'} under {where}. Run:"
-        f" cli.py extract --dataset {dataset or 'DATASET'} --backbone {name}{extra} --only"
+        f" cli.py extract {_asked(dataset or 'DATASET')} --backbone {name}{extra} --only"
     )
+
+
+def _asked(dataset: str) -> str:
+    """How `extract` is asked for a dataset by the name that its stores bear."""
+    known = dataset == "DATASET" or dataset.partition(":")[0].partition("-")[0] in list_datasets()
+    return f"--dataset {dataset}" if known else f"--dataset {dataset}.csv --videos DIR"
 
 
 @dataclass(frozen=True)
@@ -314,9 +320,9 @@ def check_frames(source: ClipSource, given: ClipInput) -> None:
             f"it has a frame every {source.frames.step_s:.4f} s, {given.spec.name} is given one every {step:.4f}"
         )
     if lines:
-        hop = f" --hop {step:.6g}" if given.sampling.frames > 1 else ""
+        hop = f" --hop {step!r}" if given.sampling.frames > 1 else ""
         raise UserError(
-            f"{source.where}: {'; '.join(lines)}. Make frames for it: cli.py extract --dataset {source.name} --backbone"
+            f"{source.where}: {'; '.join(lines)}. Make frames for it: cli.py extract {_asked(source.name)} --backbone"
             f" {STORES.get(given.spec.reads, 'frames')} --name frames_{given.spec.name}"
             f" --option 'resize={json.dumps(wanted)}'{hop}"
         )

@@ -180,7 +180,7 @@ def training_curve(run: str | Path | Run) -> Path:
     loss.plot(epochs, [row["loss"] for row in log], color="black", label="training loss")
     loss.set_xlabel("epoch")
     loss.set_ylabel("training loss")
-    loss.set_ylim(bottom=0)
+    loss.set_ylim(0, 1.05 * max(row["loss"] for row in log) or 1)
     lines = loss.get_lines()
     figures = [name for name in log[-1] if name.startswith("val_") and not name.endswith("top5")]
     if figures:

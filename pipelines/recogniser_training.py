@@ -111,7 +111,7 @@ def train_recogniser(
         frames: a store of frames: the network is trained, on what is to be seen at extraction too.
         vectors: a store with `vector` on a grid: only a classifier is trained, in seconds.
         weights: what to start from, as for extraction; with `vectors`, where the network's own weights are.
-        out: run folder, default runs/<network>-<strategy>-<target>-<dataset>-s<seed>. The same training there goes on.
+        out: run folder, default runs/<network>[-frozen]-<strategy>-<target>-<dataset>-s<seed>; the same one goes on.
         set: settings by name: fields of RecogniserConfig.
         fit: clips to train on; with "trainval" there is no validation, and the last epoch counts as best.
 
@@ -175,6 +175,7 @@ def train_recogniser(
         "made": run_facts(device),
     }
     short = made.facts["name"].rpartition(":")[2].rpartition("/")[2]
+    short += "" if vectors is None else "-frozen"
     name = f"{short}-{strategy}-{target}-{source.name.replace(':', '-')}-s{seed}"
     run, resumed = start_run(Path(out or Path("runs") / name), facts)
     task = RecogniserTask(run, model, inputs, made, rows, targets, fitted, validation, config, seed, world.size)

@@ -378,7 +378,8 @@ def test_wrong_use(folder, tmp_path):
         assert not (tmp_path / "run").exists()
 
     refused(
-        "no frames.zarr of nothing under .* Run: cli.py extract --dataset nothing --backbone frames", dataset="nothing"
+        "no frames.zarr of nothing under .* Run: cli.py extract --dataset nothing.csv --videos DIR --backbone frames",
+        dataset="nothing",
     )
     refused("no label column 'colour'; it has .*verb", target="colour")
     refused("no such setting; near it are", set={"lrr": 1})
