@@ -185,7 +185,7 @@ class Loop:
             for number in range(self.step, len(batches)):
                 rate = config.lr_of(self.epoch, self.epoch * len(batches) + number)
                 for group in self.optimiser.param_groups:
-                    group["lr"] = rate * group["lr_scale"]
+                    group["lr"] = rate
                 torch.manual_seed(seeded(self.seed, self.epoch, number, self.world.rank))
                 self._total += self._take_step(step_module, parts[number], len(batches[number]), stream)
                 self.step = number + 1
@@ -392,16 +392,14 @@ class _Waiting:
 
 
 def _optimiser(model, schedule: Schedule):
-    """The optimiser; a model's `parameter_groups()`, if there is one, says {"params", "lr_scale"} of its parts."""
     import torch
 
-    groups = model.parameter_groups() if hasattr(model, "parameter_groups") else [{"params": list(model.parameters())}]
-    groups = [{"lr_scale": 1.0, **group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = {"lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimiser == "sgd":
-        return torch.optim.SGD(groups, momentum=schedule.momentum, **options)
+        return torch.optim.SGD(trained, momentum=schedule.momentum, **options)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]
-    return kind(groups, betas=(schedule.momentum, 0.999), **options)
+    return kind(trained, betas=(schedule.momentum, 0.999), **options)
 
 
 def _step_module(task: Task, world: World, device: str):
