@@ -201,5 +201,6 @@ def serve(root, host, port):
     """Offer the stores under ROOT read-only over HTTP, until Ctrl-C or SIGTERM, which end it with 0."""
     from stores.serve import serve as run
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a server that is told to stop is not to be requeued
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell began it in the background, deaf to SIGINT
+        signal.signal(number, signal.default_int_handler)
     run(root, host, port, started=lambda url: say(f"serving {root} at {url}"))
