@@ -272,8 +272,8 @@ class Campaign:
 
 
 MOST = None if os.environ.get("CLIPBANK_TEST_ALL_ORDERS") else 15
-"""Orders run a case. Those that differ are about a thousand, more with two arrays, and take minutes: a sample of them
-is drawn, the same every time, unless CLIPBANK_TEST_ALL_ORDERS is set, which runs all."""
+"""Orders run a case: a sample, the same every time. CLIPBANK_TEST_ALL_ORDERS=1 goes on until no order leads to a new
+state, which takes longer than anybody has waited: 22,950 orders of the smallest case had not come to its end."""
 
 
 @pytest.mark.parametrize("seen", [AGREED, CROSSED], ids=["one fails a row", "each fails another row"])
