@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from ablation_table import interval
 from machine import print_machine
 from measuring import work_folder
 
@@ -26,17 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 KS = (1, 2, 4, 8, 15)
 NAMES = ("verb", "noun", "action")
-T95 = {
-    1: 12.706,
-    2: 4.303,
-    3: 3.182,
-    4: 2.776,
-    5: 2.571,
-    6: 2.447,
-    7: 2.365,
-    8: 2.306,
-    9: 2.262,
-}  # by degrees of freedom
 
 
 def figures(run: Path) -> dict[str, float]:
@@ -44,13 +34,6 @@ def figures(run: Path) -> dict[str, float]:
     header, *_, last = (run / "log.csv").read_text().splitlines()
     row = dict(zip(header.split(","), last.split(","), strict=True))
     return {name: float(row[f"val_{name}_top1"]) for name in NAMES}
-
-
-def interval(differences: list[float]) -> tuple[float, float]:
-    """(mean, half of the 95 % interval) of paired differences."""
-    n = len(differences)
-    mean = statistics.mean(differences)
-    return mean, T95[n - 1] * statistics.stdev(differences) / n**0.5 if n > 1 else float("inf")
 
 
 def extracted(chain, epochs: int) -> dict[str, Path]:
@@ -144,7 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="folder for data, features and runs, reused [a temporary one]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--epochs", type=int, default=30, help="of SAOA, and random centres cached")
+    parser.add_argument("--epochs", type=int, default=60, help="of SAOA, and random centres cached")
     parser.add_argument("--ipl-epochs", type=int, default=8)
     parser.add_argument("--ipl-seeds", type=int, nargs="*", default=[0, 1, 2])
     args = parser.parse_args()
