@@ -16,7 +16,7 @@ import numpy as np
 
 from errors import UserError
 
-__all__ = ["Csv", "Problems", "integers", "numbers", "read_csv"]
+__all__ = ["Csv", "Problems", "integers", "numbers", "read_csv", "read_text"]
 
 
 class Problems:
@@ -77,7 +77,7 @@ def read_csv(path: Path, required: Iterable[str], rows_required: bool = True) ->
     """
     path, problems, required = Path(path), Problems(Path(path)), list(required)
     header, lines, rows = None, [], []
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     line = 1
     try:
         for row in reader:
@@ -156,13 +156,18 @@ def integers(
     return out
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file, plain or gzipped, UTF-8 with or without a byte order mark.
+
+    Raises:
+        UserError: no file, a damaged one, or not UTF-8; the message names the line.
+    """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a CSV file") from None
+        raise UserError(f"{path} is a folder, not a file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged gzip file ({error}); fetch it again") from error
     except OSError as error:

@@ -26,9 +26,11 @@ __all__ = [
     "Sampling",
     "SegmentSampling",
     "TextSampling",
+    "clip_frames",
     "clip_rows",
     "counter_uniform",
     "frame_rows",
+    "frame_rows_at",
     "instants",
     "object_windows",
     "preset_for",
@@ -125,13 +127,14 @@ def clip_rows(
     seed: int = 0,
     training: np.ndarray | None = None,
     durations: np.ndarray | None = None,
+    test_clips: int = 0,
 ) -> Table:
     """Rows of the clip axis, in (video, time) order.
 
     Draw 0 is centred on the middle grid instant of every clip. Draws 1..`draws`, for training clips only, are
     centred on grid instants drawn uniformly inside the clip from (seed, clip id, draw) alone, so neither more
     clips nor more draws ever move one. A clip shorter than a grid step is centred on the instant before its
-    middle.
+    middle. Draws -1..-`test_clips`, for all other clips, are centred in the middles of so many equal parts of the clip.
 
     Args:
         clips: columns id, video, start_s, stop_s, and split unless `training` is given.
@@ -143,10 +146,11 @@ def clip_rows(
             whose end is unknown have no rows.
 
     Raises:
-        UserError: clips without a stop and no durations; draws outside 0..32767.
+        UserError: clips without a stop and no durations; draws or test clips outside 0..32767.
     """
-    if not 0 <= draws <= np.iinfo(np.int16).max:
-        raise UserError(f"--draws {draws} is outside 0..{np.iinfo(np.int16).max}")
+    for flag, n in (("--draws", draws), ("--test-clips", test_clips)):
+        if not 0 <= n <= np.iinfo(np.int16).max:
+            raise UserError(f"{flag} {n} is outside 0..{np.iinfo(np.int16).max}")
     video, start, stop = clips["video"], clips["start_s"], clips["stop_s"]
     open_ended = np.isnan(stop)
     if open_ended.any():
@@ -161,13 +165,15 @@ def clip_rows(
 
     known = np.flatnonzero(~np.isnan(stop))
     clips = {**clips, "stop_s": stop}
-    if training is None and draws:
+    if training is None and (draws or test_clips):
         training = clips["split"] == "train"
     drawn = known[np.asarray(training, dtype=bool)[known]] if draws else known[:0]
-    chosen = [known, *([drawn] * draws)]
+    tested = known[~np.asarray(training, dtype=bool)[known]] if test_clips else known[:0]
+    chosen = [known, *([drawn] * draws), *([tested] * test_clips)]
     clip = np.concatenate(chosen)
-    draw = np.repeat(np.arange(draws + 1), [len(part) for part in chosen])
-    g0 = _window_starts(clips, sampling, clip, draw, seed)
+    of_draw = np.concatenate([np.arange(draws + 1), -1 - np.arange(test_clips)])
+    draw = np.repeat(of_draw, [len(part) for part in chosen])
+    g0 = _window_starts(clips, sampling, clip, draw, seed, test_clips)
     order = np.lexsort((draw, clip, g0, video[clip]))
     clip, draw, g0 = clip[order], draw[order], g0[order]
     return {
@@ -190,7 +196,9 @@ def window_starts(clips: Table, sampling: ClipSampling, which: np.ndarray, draw:
     return _window_starts(clips, sampling, which, np.full(len(which), draw), seed) / sampling.fps
 
 
-def _window_starts(clips: Table, sampling: ClipSampling, clip: np.ndarray, draw: np.ndarray, seed: int) -> np.ndarray:
+def _window_starts(
+    clips: Table, sampling: ClipSampling, clip: np.ndarray, draw: np.ndarray, seed: int, test_clips: int = 0
+) -> np.ndarray:
     """First grid instant (n,) int64 of the window of each clip and draw."""
     known = np.flatnonzero(~np.isnan(clips["stop_s"]))
     first, count = _grid_instants(clips["start_s"], clips["stop_s"], sampling.fps, known)
@@ -200,6 +208,10 @@ def _window_starts(clips: Table, sampling: ClipSampling, clip: np.ndarray, draw:
         ids, place = np.unique(clip[random], return_inverse=True)
         u = counter_uniform(seed, _key_hash(clips["id"][ids])[place], draw[random])
         centre[random] = first[clip[random]] + (u * count[clip[random]]).astype(np.int64)
+    spaced = np.flatnonzero(draw < 0)
+    if len(spaced):
+        part = -draw[spaced].astype(np.int64)  # from 1 on
+        centre[spaced] = first[clip[spaced]] + (2 * part - 1) * count[clip[spaced]] // (2 * test_clips)
     return centre - sampling.frames // 2 * sampling.stride
 
 
@@ -223,11 +235,35 @@ def frame_rows(durations: np.ndarray, sampling: GridSampling) -> Table:
         durations: length of every video in seconds (n_videos,), NaN where it is not known: no rows.
         sampling: the grid.
     """
+    return _grid_rows(_frame_counts(durations, sampling.fps), 1, 0, sampling.fps)
+
+
+def _frame_counts(durations: np.ndarray, fps: float) -> np.ndarray:
+    """Grid instants of each video that have a frame: int64 (n_videos,)."""
     durations = np.asarray(durations, dtype=np.float64)
     known = np.isfinite(durations) & (durations > 0)
     ends = np.where(known, durations - TOLERANCE_S, 0)
-    counts = np.maximum(np.ceil(ends * sampling.fps - _EPSILON), 0).astype(np.int64)
-    return _grid_rows(counts, 1, 0, sampling.fps)
+    return np.maximum(np.ceil(ends * fps - _EPSILON), 0).astype(np.int64)
+
+
+def frame_rows_at(video: np.ndarray, k: np.ndarray, sampling: GridSampling) -> Table:
+    """Those rows of `frame_rows` that are instants k (n,) of videos (n,), each once, in (video, time) order."""
+    video, k = np.unique(np.stack([np.asarray(video, np.int64), np.asarray(k, np.int64)]), axis=1)
+    return _rows(video, k, 1, 0, sampling.fps)
+
+
+def clip_frames(clips: Table, durations: np.ndarray, sampling: GridSampling) -> tuple[np.ndarray, np.ndarray]:
+    """(first k, how many) of the rows of `frame_rows` in each clip [start, stop), int64 (n_clips,).
+
+    A clip without a stop reaches to its video's end; one between two instants has the one on screen at its middle. A
+    clip of a video without rows has none.
+    """
+    counts = _frame_counts(durations, sampling.fps)[clips["video"]]
+    length = np.nan_to_num(np.asarray(durations, np.float64))[clips["video"]]
+    stop = np.where(np.isnan(clips["stop_s"]), np.maximum(length, clips["start_s"]), clips["stop_s"])
+    first, count = _grid_instants(clips["start_s"], stop, sampling.fps, np.arange(len(stop)))
+    first = np.minimum(first, np.maximum(counts - 1, 0))
+    return first, np.where(counts > 0, np.clip(counts - first, 1, count), 0)
 
 
 def segment_rows(durations: np.ndarray, sampling: SegmentSampling) -> Table:
@@ -248,6 +284,10 @@ def _grid_rows(counts: np.ndarray, hop: int, span: int, fps: float) -> Table:
     """counts[i] rows of video i, `hop` grid steps apart, each `span` steps long."""
     video = np.repeat(np.arange(len(counts)), counts)
     k = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return _rows(video, k, hop, span, fps)
+
+
+def _rows(video: np.ndarray, k: np.ndarray, hop: int, span: int, fps: float) -> Table:
     return {
         "video": video.astype(np.int32),
         "clip": np.full(len(k), -1, dtype=np.int32),
@@ -341,6 +381,11 @@ class Preset:
 
 
 _EPIC_I3D = Preset(ClipSampling(frames=64, stride=2, fps=60.0), {"mode": "squash", "size": 256})
+_EPIC_R2PLUS1D = Preset(ClipSampling(frames=32, stride=2, fps=60.0), {"mode": "squash", "size": 128})
+
+# Frames a second of networks that read single frames: detectors, RoI networks, image backbones; by dataset family.
+# PSN decodes whole videos at one frame a second, and ten-second clips at 30 (thesis section 5.3.1).
+FRAME_FPS: dict[str, float] = {"": 2.0, "activitynet": 1.0, "fcvid": 1.0, "mini_kinetics": 30.0}
 
 # (dataset family, network family or kind) -> preset; what is not here is sampled as `preset_for` says.
 PRESETS: dict[tuple[str, str], Preset] = {
@@ -348,17 +393,29 @@ PRESETS: dict[tuple[str, str], Preset] = {
     # shows the next of 64 consecutive flow images, and the windows of the two streams are equal.
     ("epic55", "i3d"): _EPIC_I3D,
     ("epic55", "r3d50"): _EPIC_I3D,
-    ("epic55", "r2plus1d34"): Preset(ClipSampling(32, stride=2, fps=60.0), {"mode": "squash", "size": 128}),
+    ("epic55", "r2plus1d34"): _EPIC_R2PLUS1D,
+    # EPIC-100's videos of 50 frames a second show 2.13 s too: instants count, not numbers of frames.
+    ("epic100", "i3d"): _EPIC_I3D,
+    ("epic100", "r3d50"): _EPIC_I3D,
+    ("epic100", "r2plus1d34"): _EPIC_R2PLUS1D,
+    # STAM: 16 consecutive frames of 320 x 240.
+    ("egtea", "i3d"): Preset(ClipSampling(16, stride=1, fps=24.0), {"mode": "short_side", "size": 240, "crop": 224}),
     ("toykitchen", "i3d"): Preset(ClipSampling(16, stride=4, fps=60.0), {"mode": "squash", "size": 112}),
     ("toykitchen", "small3d"): Preset(ClipSampling(16, stride=4, fps=60.0), {"mode": "squash", "size": 112}),
     ("toykitchen", "roi"): Preset(GridSampling(2.0), {"mode": "none"}),  # its frames are small, 224 x 168
     # Cached frames: every instant that a clip of the same dataset can show, in the size that its networks see.
     ("", "frames"): Preset(GridSampling(25.0), {"mode": "short_side", "size": 256}),
     ("epic55", "frames"): Preset(GridSampling(30.0), {"mode": "squash", "size": 256}),
+    ("epic100", "frames"): Preset(GridSampling(30.0), {"mode": "squash", "size": 256}),
+    ("egtea", "frames"): Preset(GridSampling(24.0), {"mode": "short_side", "size": 240}),
     ("toykitchen", "frames"): Preset(GridSampling(15.0), {"mode": "squash", "size": 112}),
+    # Of whole videos no more than what image networks are shown.
+    **{
+        (family, "frames"): Preset(GridSampling(fps), {"mode": "short_side", "size": 256})
+        for family, fps in FRAME_FPS.items()
+        if family
+    },
 }
-
-FRAME_FPS = 2.0  # of networks that read single frames: detectors, RoI networks, image backbones
 
 # Seconds around a clip's centre from which SAOA takes objects (thesis section 3.3): for nouns and for verbs.
 OBJECT_WINDOWS: dict[str, dict[str, float]] = {
@@ -377,8 +434,8 @@ def preset_for(
 ) -> Preset:
     """How a dataset is sampled for a network.
 
-    `PRESETS` decides where it has an entry. Elsewhere networks that read single frames see 2 a second, waveforms
-    slide over the whole video, texts are the clips' captions, and the others see what their own spec says
+    `PRESETS` decides where it has an entry. Elsewhere networks that read single frames see `FRAME_FPS` a second,
+    waveforms slide over the whole video, texts are the clips' captions, and the others see what their own spec says
     (clip_len, stride, fps; for Kinetics networks 64 frames at 25 fps) of every annotated clip.
 
     Args:
@@ -400,7 +457,7 @@ def preset_for(
     if spec.reads.endswith("_frame"):
         if axis == "clip":
             raise UserError(f"{spec.name} looks at single frames: its axis is frame or segment, not clip")
-        fps = 1 / hop_s if hop_s else preset.sampling.fps if preset else FRAME_FPS
+        fps = 1 / hop_s if hop_s else preset.sampling.fps if preset else FRAME_FPS.get(family, FRAME_FPS[""])
         return Preset(SegmentSampling(1, 1, fps, hop=1) if axis == "segment" else GridSampling(fps), resize)
     clip = ClipSampling(spec.clip_len, spec.stride, spec.fps)
     if preset:

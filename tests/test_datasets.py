@@ -39,7 +39,7 @@ def test_registry_lists_and_refuses_duplicates():
 
 
 def test_unknown_dataset_names_near_ones():
-    with pytest.raises(UserError, match=r"no dataset 'epic5': did you mean epic55\?"):
+    with pytest.raises(UserError, match=r"no dataset 'epic5': did you mean epic55 or epic100\?"):
         load_dataset("epic5")
     with pytest.raises(UserError, match="no dataset 'base'.*Known: .*epic55"):
         load_dataset("base")

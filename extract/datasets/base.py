@@ -38,6 +38,7 @@ Table = dict[str, np.ndarray]
 VIDEO_SUFFIXES = tuple(".mp4 .mkv .mov .avi .webm .m4v .mpg .mpeg .ts .wmv .flv .3gp".split())
 # Which folders of a dataset's own folder are searched, first match wins; what is in them: files or frames.
 MEDIA = {"rgb": ("videos", "rgb_frames"), "flow": ("flow_frames",)}
+FRAME_FOLDERS = ("rgb_frames", "flow_frames")  # these hold frame folders and tars, the others files
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Dataset:
     """clip (int32), label (int32): multi-label annotation, any number a clip."""
     events: Table | None = None
     """video (int32), start_s, stop_s, label (int32): untrimmed labels; start = stop for a point."""
-    grid_fps: float | None = None
-    """Rate of the grid that annotations and RGB frame folders are numbered on (file number = index + 1);
-    None: no such grid. The same for flow: that its folders have one image for two grid frames is the
-    decoder's affair."""
+    grid_fps: float | np.ndarray | None = None
+    """Rate of the grid that annotations and RGB frame folders are numbered on (file number = index + 1), of
+    all videos or one each, float64 (n_videos,); None: no such grid. The same for flow: that its folders have
+    one image for two grid frames is the decoder's affair. Ask `grid_fps_of`."""
     classes: dict[str, int] = field(default_factory=dict)
     """Number of outputs of each label column that has a fixed set of classes."""
     class_names: dict[str, list[str]] = field(default_factory=dict)
@@ -110,6 +111,8 @@ class Dataset:
                 f"dataset {self.name}: clip {self.clips['id'][i]!r} is [{start[i]}, {stop[i]}) s; "
                 "a clip starts at 0 or later and stops after its start"
             )
+        if isinstance(self.grid_fps, np.ndarray) and self.grid_fps.shape != (n_videos,):
+            raise UserError(f"dataset {self.name}: grid_fps {self.grid_fps.shape} is not one rate for each video")
         if self.boxes is not None and self.box_reference is None:
             raise UserError(f"dataset {self.name}: boxes without box_reference, the (width, height) they refer to")
         if not self.annotation_hash:
@@ -124,6 +127,10 @@ class Dataset:
         """Where video number `video` lies, None if it is not on disk."""
         path = self.videos["path"][video]
         return self.root / path if path else None
+
+    def grid_fps_of(self, video: int) -> float | None:
+        """Rate of the grid that video number `video` is numbered on, None if there is no such grid."""
+        return float(self.grid_fps[video]) if isinstance(self.grid_fps, np.ndarray) else self.grid_fps
 
     def _indices(self, values, extent: int, what: str) -> None:
         if len(values) and not (0 <= values.min() and values.max() < extent):
@@ -252,11 +259,13 @@ def walk_media(folder: Path, wanted: Sequence[str] | set[str] = (), tars: bool =
     yield from visit(os.fspath(folder), "")
 
 
-def find_media(root: Path, names: Sequence[str], media: str = "rgb") -> tuple[np.ndarray, np.ndarray]:
-    """Find each video's file, frame folder or tar under the folders of `MEDIA[media]`, preferring the first.
+def find_media(
+    root: Path, names: Sequence[str], media: str = "rgb", folders: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find each video's file, frame folder or tar under `folders` (of `MEDIA[media]`), preferring the first.
 
-    `videos/` is searched for files (P01_01.MP4), `rgb_frames/` and `flow_frames/` for folders (P01_01/) and
-    tars (P01_01.tar), at any depth, by name without suffix.
+    `rgb_frames/` and `flow_frames/` are searched for folders (P01_01/) and tars (P01_01.tar), any other folder
+    for files (P01_01.MP4), at any depth, by name without suffix.
 
     Returns:
         path (relative to root, "" where there is none) and kind ("file", "frames", "tar", ""), object arrays.
@@ -265,12 +274,13 @@ def find_media(root: Path, names: Sequence[str], media: str = "rgb") -> tuple[np
         UserError: a name that two files of one of these folders match.
     """
     found: dict[str, tuple[str, str]] = {}
-    for subfolder in MEDIA[media]:
+    for subfolder in MEDIA[media] if folders is None else folders:
         here: dict[str, tuple[str, str]] = {}
-        allowed = ("file",) if subfolder == "videos" else ("frames", "tar")
+        of_frames = subfolder in FRAME_FOLDERS
+        allowed = ("frames", "tar") if of_frames else ("file",)
         if not (root / subfolder).is_dir():
             continue
-        for path, kind in walk_media(root / subfolder, () if subfolder == "videos" else names):
+        for path, kind in walk_media(root / subfolder, names if of_frames else ()):
             stem = path.rpartition("/")[2]
             stem = stem if kind == "frames" else os.path.splitext(stem)[0]
             if kind not in allowed:
@@ -341,7 +351,7 @@ def clock_masks(dataset: Dataset) -> dict[str, np.ndarray]:
     """
     video, start, stop = (dataset.clips[name] for name in ("video", "start_s", "stop_s"))
     duration, rate = dataset.videos["listed_duration_s"][video], dataset.videos["listed_fps"][video]
-    grid = dataset.grid_fps or np.nan
+    grid = np.array([dataset.grid_fps_of(i) or np.nan for i in range(len(dataset.videos["name"]))])[video]
     centre = np.floor((start + stop) / 2 * grid + 1e-6) / grid
     shown = np.floor((centre + 0.0005) * rate) / rate  # time of the frame on screen then
     native = (start + stop) / 2 * grid / rate

@@ -4,9 +4,11 @@ Columns: `video` (file name, with or without suffix and sub-folder), `start`, `s
 video). Optional: `id` (unique; else made of video and times), `split` and `split_<scheme>`, `caption`. Every
 other column is a label: class ids (integers from 0) or words, which become ids in sorted order; empty: no
 label. The same interval may be there several times with different captions: it is one clip with several
-captions.
+captions. With `caption`, `start` and `stop` may both be left out: captions are of whole videos then.
 """
 
+import csv
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from extract.csv_reading import Csv, Problems, numbers, read_csv
+from extract.csv_reading import Csv, Problems, numbers, read_csv, read_text
 from extract.datasets.base import VIDEO_SUFFIXES, Dataset, Table, safe_video_name, strings, walk_media
 from extract.datasets.epic_csv import observed_pairs
 
@@ -40,7 +42,7 @@ def load_csv_dataset(path: Path, videos: str | os.PathLike | None, media: str = 
     """
     if media != "rgb":
         raise UserError(f"{path}: a CSV dataset reads video files; media {media!r} needs a dataset with flow frames")
-    source = read_csv(path, ["video", "start", "stop"])
+    source = _read(path)
     if videos is None:
         raise UserError(f"{path}: give --videos DIR, the folder that holds its videos")
     folder = Path(videos).expanduser()
@@ -99,6 +101,17 @@ def load_csv_dataset(path: Path, videos: str | os.PathLike | None, media: str = 
         saoa=saoa,
         facts=facts,
     )
+
+
+def _read(path: Path) -> Csv:
+    """The file, with start 0 and no stop where its captions are of whole videos."""
+    header = next(csv.reader(line for line in read_text(path).splitlines() if line.strip()), [])
+    columns = {name.strip() for name in header}
+    if not {"video", "caption"} <= columns or {"start", "stop"} & columns:
+        return read_csv(path, ["video", "start", "stop"])
+    source = read_csv(path, ["video", "caption"])
+    whole = {"start": ["0"] * len(source), "stop": [""] * len(source)}
+    return dataclasses.replace(source, columns={**source.columns, **whole})
 
 
 def _video_names(source: Csv, problems: Problems) -> list[str]:

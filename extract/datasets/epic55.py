@@ -16,8 +16,15 @@ import numpy as np
 
 from errors import UserError
 from extract.csv_reading import Problems, integers, read_csv
-from extract.datasets.base import Dataset, dataset_folder
-from extract.datasets.epic_csv import EpicPart, epic_dataset, find_csv, read_class_names, read_video_info
+from extract.datasets.base import Dataset
+from extract.datasets.epic_csv import (
+    EpicPart,
+    annotations_folder,
+    epic_dataset,
+    find_csv,
+    read_class_names,
+    read_video_info,
+)
 from extract.datasets.registry import register_dataset
 
 __all__ = ["epic55", "participant_split"]
@@ -48,18 +55,11 @@ def epic55(data_root: Path | None, media: str = "rgb") -> Dataset:
     Raises:
         UserError: no data root, an annotation file missing or malformed, a video that is there twice.
     """
-    folders = "annotations/ and videos/, rgb_frames/ or flow_frames/"
-    root = dataset_folder(data_root, "epic55", folders)
-    annotations = root / "annotations"
-    if not annotations.is_dir():
-        raise UserError(
-            f"dataset epic55: looked for {annotations} (the CSVs of epic-kitchens-55-annotations), "
-            "which is not a folder"
-        )
+    annotations = annotations_folder(data_root, "epic55", "epic-kitchens-55-annotations")
     info = find_csv(annotations, "EPIC_video_info.csv", needed=False)
     return epic_dataset(
         "epic55",
-        root,
+        annotations.parent,
         [
             EpicPart(find_csv(annotations, "EPIC_train_action_labels.csv"), participant_split),
             EpicPart(find_csv(annotations, "EPIC_test_s1_timestamps.csv"), "test_s1", labelled=False),

@@ -1,8 +1,8 @@
-"""Annotations in the style of EPIC-KITCHENS-55, as EPIC-55 itself and the toy kitchen have them.
+"""Annotations in the style of EPIC-KITCHENS, as EPIC-55, EPIC-100 and the toy kitchen have them.
 
-A frame column holds 1-based numbers on a nominal grid (60 a second), never frame numbers of the video file:
-frame f is the instant (f - 1) / 60 s, and stop frames are exclusive (epic-kitchens-55-lib iterates
-range(start, stop)).
+A frame column holds 1-based numbers on a nominal grid (60 a second; EPIC-100 has videos with 50), never frame
+numbers of the video file: frame f is the instant (f - 1) / 60 s, and stop frames are exclusive
+(epic-kitchens-55-lib iterates range(start, stop)).
 """
 
 import ast
@@ -14,9 +14,9 @@ import numpy as np
 
 from errors import UserError
 from extract.csv_reading import Csv, Problems, integers, numbers, read_csv
-from extract.datasets.base import MEDIA, Dataset, Table, find_media, safe_video_name, strings
+from extract.datasets.base import MEDIA, Dataset, Table, dataset_folder, find_media, safe_video_name, strings
 
-__all__ = ["EpicPart", "epic_dataset", "find_csv", "read_class_names", "read_video_info"]
+__all__ = ["EpicPart", "annotations_folder", "epic_dataset", "find_csv", "read_class_names", "read_video_info"]
 
 GRID_FPS = 60.0
 
@@ -26,11 +26,25 @@ class EpicPart:
     """One CSV of segments and the split its rows belong to."""
 
     path: Path
-    """Columns uid, video_id, start_frame, stop_frame; with labels also verb_class, noun_class, narration and,
-    if there, all_noun_classes (a Python list; else the noun alone). Other columns are ignored."""
+    """Columns `id_column`, video_id, start_frame, stop_frame; with labels also verb_class, noun_class, narration
+    and, if there, all_noun_classes (a Python list; else the noun alone). Other columns are ignored."""
     split: str | Callable[[str], str]
     """Name of the split, or a function from the video's name to it."""
     labelled: bool = True
+    id_column: str = "uid"
+
+
+def annotations_folder(data_root: Path | None, name: str, repository: str) -> Path:
+    """`<data_root>/<name>/annotations`, where the CSVs of `repository` are.
+
+    Raises:
+        UserError: no data root is known, or a folder is not there.
+    """
+    root = dataset_folder(data_root, name, "annotations/ and videos/, rgb_frames/ or flow_frames/")
+    annotations = root / "annotations"
+    if not annotations.is_dir():
+        raise UserError(f"dataset {name}: looked for {annotations} (the CSVs of {repository}), which is not a folder")
+    return annotations
 
 
 def find_csv(folder: Path, name: str, needed: bool = True) -> Path | None:
@@ -48,31 +62,37 @@ def find_csv(folder: Path, name: str, needed: bool = True) -> Path | None:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Names of classes 0..n-1 from a CSV with columns verb_id or noun_id, and class_key.
+    """Names of classes 0..n-1 from a CSV with columns verb_id or noun_id, and class_key; in EPIC-100 id and key.
 
     Raises:
         UserError: malformed file, or ids that are not exactly 0..n-1.
     """
-    table = read_csv(path, ["class_key"])
-    column = next((name for name in ("verb_id", "noun_id", "class_id") if name in table.columns), None)
-    if column is None:
-        raise UserError(f"{path}, line 1: no column 'verb_id' or 'noun_id' in the header")
+    table = read_csv(path, [])
+    key = "key" if "key" in table.columns else "class_key"
+    column = next((name for name in ("verb_id", "noun_id", "class_id", "id") if name in table.columns), None)
+    if column is None or key not in table.columns:
+        raise UserError(
+            f"{path}, line 1: no columns 'verb_id' or 'noun_id' and 'class_key' (or 'id' and 'key') in the header"
+        )
     problems = Problems(table.path)
     ids = integers(table, column, problems)
     problems.check()
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], np.arange(len(ids))):
         raise UserError(f"{path}: column {column} must hold each of 0..{len(ids) - 1} once")
-    return [table["class_key"][i] for i in order]
+    return [table[key][i] for i in order]
 
 
 def read_video_info(path: Path) -> dict[str, tuple[float, float]]:
-    """{video: (duration in s, frames a second)} of EPIC_video_info.csv."""
-    table = read_csv(path, ["video", "duration", "fps"])
+    """{video: (duration in s, frames a second)} of EPIC_video_info.csv (column video; in EPIC-100 video_id)."""
+    table = read_csv(path, ["duration", "fps"])
+    name = "video_id" if "video_id" in table.columns else "video"
+    if name not in table.columns:
+        raise UserError(f"{path}, line 1: no column 'video' or 'video_id' in the header")
     problems = Problems(table.path)
     durations, rates = (numbers(table, name, problems) for name in ("duration", "fps"))
     problems.check()
-    return {video: (float(d), float(r)) for video, d, r in zip(table["video"], durations, rates, strict=True)}
+    return {video: (float(d), float(r)) for video, d, r in zip(table[name], durations, rates, strict=True)}
 
 
 def epic_dataset(
@@ -83,7 +103,7 @@ def epic_dataset(
     verb_names: Sequence[str],
     noun_names: Sequence[str],
     media: str = "rgb",
-    grid_fps: float = GRID_FPS,
+    grid_fps: float | Callable[[str], float] = GRID_FPS,
     video_info: dict[str, tuple[float, float]] | None = None,
     extra_videos: Sequence[str] = (),
     **fields,
@@ -101,7 +121,7 @@ def epic_dataset(
         parts: segment files.
         verb_names, noun_names: class names in the order of their ids; the lengths bound the ids.
         media: "rgb" or "flow": which folders are searched.
-        grid_fps: rate of the annotations' frame columns.
+        grid_fps: rate of the annotations' frame columns, or a function from the video's name to it.
         video_info: {video: (duration_s, fps)} as published; kept as columns listed_duration_s, listed_fps.
         extra_videos: videos without segments.
         fields: further fields of `Dataset` (boxes, saoa, facts, ...).
@@ -110,7 +130,8 @@ def epic_dataset(
         UserError: malformed rows (file, line, field, value), a uid that occurs twice, a video that is there
             twice, and what `Dataset` raises.
     """
-    tables = [_read_part(part, grid_fps, len(verb_names), len(noun_names)) for part in parts]
+    rate = grid_fps if callable(grid_fps) else lambda video: grid_fps
+    tables = [_read_part(part, rate, len(verb_names), len(noun_names)) for part in parts]
     _refuse_repeated_uids(parts, tables)
 
     def joined(column: str) -> np.ndarray:
@@ -151,7 +172,7 @@ def epic_dataset(
         clips=clips,
         texts={"clip": told.astype(np.int32), "caption": narrations[told]},
         labels=dict(zip(("clip", "label"), np.array(listed_nouns, dtype=np.int32).reshape(-1, 2).T, strict=True)),
-        grid_fps=grid_fps,
+        grid_fps=np.array([rate(video) for video in video_names]) if callable(grid_fps) else grid_fps,
         classes={"verb": len(verb_names), "noun": len(noun_names)},
         class_names={"verb": list(verb_names), "noun": list(noun_names)},
         facts=facts,
@@ -172,9 +193,9 @@ def observed_pairs(verb: np.ndarray, noun: np.ndarray) -> tuple[np.ndarray, np.n
     return action, pairs.astype(np.int32).reshape(-1, 2)
 
 
-def _read_part(part: EpicPart, grid_fps: float, n_verbs: int, n_nouns: int) -> tuple[Table, Csv]:
+def _read_part(part: EpicPart, rate: Callable[[str], float], n_verbs: int, n_nouns: int) -> tuple[Table, Csv]:
     """One segment file as columns of a clips table (video as names, all_nouns as lists)."""
-    needed = ["uid", "video_id", "start_frame", "stop_frame"]
+    needed = [part.id_column, "video_id", "start_frame", "stop_frame"]
     needed += ["verb_class", "noun_class", "narration"] if part.labelled else []
     source = read_csv(part.path, needed)
     problems = Problems(source.path)
@@ -183,9 +204,9 @@ def _read_part(part: EpicPart, grid_fps: float, n_verbs: int, n_nouns: int) -> t
     for i in np.flatnonzero((stop <= first) & (stop > 0) & (first > 0)):
         message = f"not after start_frame {first[i]}; the stop frame is exclusive"
         problems.value(source.lines[i], "stop_frame", str(stop[i]), message)
-    for line, uid, video in zip(source.lines, source["uid"], source["video_id"], strict=True):
+    for line, uid, video in zip(source.lines, source[part.id_column], source["video_id"], strict=True):
         if not uid:
-            problems.value(line, "uid", uid, "every segment needs an id")
+            problems.value(line, part.id_column, uid, "every segment needs an id")
         if not safe_video_name(video):
             problems.value(line, "video_id", video, "not a video's name")
 
@@ -202,11 +223,12 @@ def _read_part(part: EpicPart, grid_fps: float, n_verbs: int, n_nouns: int) -> t
     lists = np.empty(n, dtype=object)
     lists[:] = all_nouns
     split = part.split if callable(part.split) else lambda video: part.split
+    rates = np.array([rate(video) for video in source["video_id"]])
     table = {
-        "id": strings(source["uid"]),
+        "id": strings(source[part.id_column]),
         "video": strings(source["video_id"]),
-        "start_s": (first - 1) / grid_fps,
-        "stop_s": (stop - 1) / grid_fps,
+        "start_s": (first - 1) / rates,
+        "stop_s": (stop - 1) / rates,
         "verb": verb,
         "noun": noun,
         "all_nouns": lists,
@@ -239,5 +261,5 @@ def _refuse_repeated_uids(parts: Sequence[EpicPart], tables: Sequence[tuple[Tabl
         for line, uid in zip(source.lines, table["id"], strict=True):
             place = f"{part.path.name}, line {line}"
             if first_seen.setdefault(uid, place) != place:
-                problems.value(line, "uid", uid, f"already used by {first_seen[uid]}; clip ids must be unique")
+                problems.value(line, part.id_column, uid, f"already used by {first_seen[uid]}; clip ids must be unique")
         problems.check()

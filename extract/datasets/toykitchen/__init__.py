@@ -20,7 +20,7 @@ _HOME = {
     "read_counter": "counter",
     "write_script": "script",
 }
-__all__ = [*sorted(_HOME), "toykitchen"]
+__all__ = [*sorted(_HOME), "make_variant", "toykitchen"]
 
 
 def __getattr__(name: str):
@@ -42,14 +42,25 @@ def toykitchen(data_root: Path | None, media: str = "rgb", **dials) -> Dataset:
         MachineError: the data root cannot be written.
     """
     from extract.datasets.toykitchen.dials import dials_from
-    from extract.datasets.toykitchen.make import make_toykitchen
     from extract.datasets.toykitchen.read import read_toykitchen
+
+    return read_toykitchen(make_variant(data_root, media, dials_from(dials)))
+
+
+def make_variant(data_root: Path | None, media: str, dials) -> Path:
+    """The folder of the variant with these `Dials` under the data root, made first if needed (told on stderr).
+
+    Raises:
+        UserError: no data root, `media` other than "rgb".
+        MachineError: the data root cannot be written.
+    """
+    from extract.datasets.toykitchen.make import make_toykitchen
 
     if media != "rgb":
         raise UserError(f"toykitchen has video files only, no {media} frames")
     if data_root is None:
         raise UserError("toykitchen needs a data root to be made under: give --data DIR or set CLIPBANK_DATA")
-    return read_toykitchen(make_toykitchen(data_root, dials_from(dials), progress=_tell))
+    return make_toykitchen(data_root, dials, progress=_tell)
 
 
 def _tell(done: int, total: int) -> None:

@@ -62,8 +62,13 @@ class Dials:
     @property
     def name(self) -> str:
         """`toykitchen`, with the dials that differ from their defaults: `toykitchen-distractors=4`."""
-        changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        return "-".join(["toykitchen", *(f"{f.name}={getattr(self, f.name):g}" for f in changed)])
+        return self.named("toykitchen", Dials())
+
+    def named(self, base: str, usual: "Dials") -> str:
+        """`base`, with the dials that differ from `usual`."""
+        names = [field.name for field in dataclasses.fields(self)]
+        changed = [name for name in names if getattr(self, name) != getattr(usual, name)]
+        return "-".join([base, *(f"{name}={getattr(self, name):g}" for name in changed)])
 
     @property
     def hash(self) -> str:

@@ -14,7 +14,7 @@ from extract.datasets.epic_csv import EpicPart, epic_dataset, read_class_names, 
 from extract.datasets.toykitchen.make import CARD
 from extract.datasets.toykitchen.script import GRID, SIZE
 
-__all__ = ["read_object_labels", "read_toykitchen"]
+__all__ = ["read_card", "read_events", "read_object_labels", "read_toykitchen"]
 
 
 def read_toykitchen(folder: Path) -> Dataset:
@@ -28,7 +28,7 @@ def read_toykitchen(folder: Path) -> Dataset:
         noun_names=read_class_names(annotations / "EPIC_noun_classes.csv"),
         video_info=read_video_info(annotations / "EPIC_video_info.csv"),
         saoa={"backbone": "i3d_rgb", "objects": "efficientnet_lite0"},
-        facts={"gaze": "annotations/gaze.csv", **json.loads((folder / CARD).read_text(encoding="utf-8"))},
+        facts={"gaze": "annotations/gaze.csv", **read_card(folder)},
     )
     number = {name: i for i, name in enumerate(dataset.videos["name"])}
     return dataclasses.replace(
@@ -39,6 +39,11 @@ def read_toykitchen(folder: Path) -> Dataset:
         box_reference=SIZE,
         annotation_hash="",  # of all of it
     )
+
+
+def read_card(folder: Path) -> dict:
+    """What a folder was made with: hash, generator and dials."""
+    return json.loads((folder / CARD).read_text(encoding="utf-8"))
 
 
 def read_object_labels(path: Path, number: dict[str, int], grid_fps: float = GRID) -> Table:
