@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ __all__ = ["FITS", "Loop", "Schedule", "Task", "batches_of", "check_fit", "seede
 
 FITS = ("train", "trainval")
 PRECISIONS = ("fp32", "bf16")
-OPTIMISERS = ("sgd", "adam", "adamw")
+OPTIMISERS = ("sgd", "adam", "adamw", "ranger")
 SAVE_SECONDS = 120.0  # between two checkpoints within an epoch; after every epoch there is one anyway
 
 
@@ -39,11 +39,12 @@ class Schedule:
     micro_batch: int = 0  # items computed at once; a step accumulates their gradients. 0: the whole batch
 
     # learning rate
-    optimiser: str = "sgd"  # sgd | adam | adamw
+    optimiser: str = "sgd"  # sgd | adam | adamw | ranger
     lr: float = 1e-3
     last_lr: float = 1e-4  # learning rate of the last epochs
     last_epochs: int = -1  # how many those are; -1: a third of all (5 of 15)
     decay_every: int = 0  # epochs after which the rate is divided by 10, again and again; 0: never
+    decay_by: ClassVar[float] = 0.1  # a training with a factor of its own makes it a field
     warmup: int = 0  # steps over which the rate rises linearly from a thousandth
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -77,7 +78,7 @@ class Schedule:
         last = self.epochs // 3 if self.last_epochs < 0 else self.last_epochs
         rate = self.last_lr if epoch >= self.epochs - last else self.lr
         if self.decay_every:
-            rate *= 0.1 ** (epoch // self.decay_every)
+            rate *= self.decay_by ** (epoch // self.decay_every)
         return rate * min(1.0, 0.001 + 0.999 * step / self.warmup) if self.warmup else rate
 
 
@@ -398,7 +399,9 @@ def _optimiser(model, schedule: Schedule):
     options = {"lr": schedule.lr, "weight_decay": schedule.weight_decay}
     if schedule.optimiser == "sgd":
         return torch.optim.SGD(trained, momentum=schedule.momentum, **options)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]
+    from pipelines.ranger import Ranger
+
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "ranger": Ranger}[schedule.optimiser]
     return kind(trained, betas=(schedule.momentum, 0.999), **options)
 
 
@@ -407,14 +410,14 @@ def _step_module(task: Task, world: World, device: str):
     import torch
 
     class Step(torch.nn.Module):
-        def __init__(self):
+        def __init__(self, task: Task):  # given, not closed over: a class lives until garbage is collected
             super().__init__()
-            self.model = task.model
+            self.task, self.model = task, task.model
 
         def forward(self, batch):
-            return task.loss(batch)
+            return self.task.loss(batch)
 
-    step = Step()
+    step = Step(task)
     if world.size == 1:
         return step
     ids = [torch.device(device).index] if torch.device(device).type == "cuda" else None

@@ -179,7 +179,7 @@ class ClipDataset:
             if {"map", "spatial"} & set(self._arrays[role]):
                 out[role]["geometry"] = self._geometry[role].of(self.videos[at], self._status[role][at] == OK)
         for role, windows in self._windows.items():
-            out.update(windows.read(self._spans[role], at, self.videos[at]))
+            out.update(windows.read(self._spans[role], at, self.videos[at], functools.partial(self._values, role)))
         out["labels"] = {name: column[at] for name, column in self.labels.items()}
         return {**out, "item": at, "clip": self.clips[at], "ok": self.ok[at]}
 
@@ -325,7 +325,6 @@ class ClipDataset:
             self.video_names,
             boxes_per_frame=self.boxes_per_frame,
             arrays=self._arrays[role],
-            read=functools.partial(self._values, role),
         )
 
     def _refuse_pending(self) -> None:

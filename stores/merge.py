@@ -71,7 +71,7 @@ def _refuse_other_kinds(first: Store, other: Store) -> None:
             f"{pair}: the first has the arrays {', '.join(mine.arrays)}, the second {', '.join(theirs.arrays)}, or"
             " their rows differ in shape. Copy them first with the arrays to keep (`store copy --arrays`)"
         )
-    for key in ("axis", "seed", "classes", "class_names"):
+    for key in ("axis", "seed", "classes", "class_names", "frames"):
         one, two = mine.dataset.get(key), theirs.dataset.get(key)
         if one != two:
             raise UserError(f"{pair}: {key} of their datasets differ: {str(one)[:100]} and {str(two)[:100]}")
@@ -229,7 +229,8 @@ def _dataset(stores: Iterable[Store]) -> Mapping[str, Any]:
     """The first store's facts; where annotations differ, which they were."""
     found = [store.manifest.dataset for store in stores]
     facts = {key: value for key, value in found[0].items() if key != "subset"}
-    if "draws" in facts:
-        facts["draws"] = max(int(one.get("draws") or 0) for one in found)
+    for name in ("draws", "test_clips"):
+        if any(name in one for one in found):
+            facts[name] = max(int(one.get(name) or 0) for one in found)
     hashes = list(dict.fromkeys(str(one.get("annotation_hash", "")) for one in found))
     return facts if len(hashes) == 1 else {**facts, "annotation_hash": hashes[0], "merged_annotations": hashes}

@@ -29,7 +29,7 @@ class ObjectWindows:
 
     lists: {name: seconds}; a list's window around centre c is [c - seconds / 2, c + seconds / 2). boxes_per_frame: the
     first in stored order (by score). arrays: what is read of each box, `boxes` among them. video_names: how the caller
-    numbers videos. read: (array, rows) -> values, by default the store's own. Which rows are ok is looked up once.
+    numbers videos. Which rows are ok is looked up once.
     """
 
     def __init__(
@@ -40,11 +40,9 @@ class ObjectWindows:
         *,
         boxes_per_frame: int,
         arrays: Sequence[str],
-        read: Callable[[str, np.ndarray], np.ndarray] | None = None,
     ):
         self.store, self.lists = store, {name: float(seconds) for name, seconds in lists.items()}
         self.boxes_per_frame, self.arrays = boxes_per_frame, list(arrays)
-        self._read = read or store.read
         self._video = positions(texts(video_names), texts(store.videos["name"]))
         self._frame_size = VideoFacts(functools.partial(frame_size, store), video_names)
         self._ok = store.status() == OK
@@ -64,11 +62,18 @@ class ObjectWindows:
             found[name] = Span(rows, np.concatenate([[0], np.cumsum(counts)]), self._ok[rows])
         return found
 
-    def read(self, spans: Mapping[str, Span], at: np.ndarray, videos: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    def read(
+        self,
+        spans: Mapping[str, Span],
+        at: np.ndarray,
+        videos: np.ndarray,
+        values_of: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Lists of windows `at` (B,) of the spans, in videos (B,): what `ClipDataset.batch` says of them.
 
-        The union of all lists' frames is read once.
+        values_of: (array, rows) -> values, by default the store's own. The union of all lists' frames is read once.
         """
+        values_of = values_of or self.store.read
         k, grids = self.boxes_per_frame, {}
         for name, span in spans.items():
             slot = span.offsets[at][:, None] + np.arange(self.frames[name])
@@ -85,7 +90,7 @@ class ObjectWindows:
             # One more row of zeros at the end: where a frame is missing, index -1 finds it.
             read[name] = np.zeros((len(rows) + 1, min(k, spec.row_shape[0]), *spec.row_shape[1:]), spec.dtype)
             if len(rows):
-                read[name][:-1] = self._read(name, rows)[:, :k]
+                read[name][:-1] = values_of(name, rows)[:, :k]
         times = self.store.rows["start_s"]
         out = {}
         for name, grid in grids.items():

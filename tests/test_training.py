@@ -1,5 +1,6 @@
 """Training, resuming, evaluating and finding stores, on small synthetic stores that hold the answer."""
 
+import gc
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from pipelines.find_stores import find_stores
 from pipelines.run_folder import load_tensors, open_run
 from pipelines.settings import parse_settings
 from pipelines.training import HeadTask, TrainingConfig, train_head
-from stores import open_store
+from stores import ClipDataset, open_store
 from stores.zarr_store import write_manifest
 
 QUICK = {"lr": 0.1, "last_lr": 0.01, "batch_size": 8}
@@ -73,6 +74,22 @@ def test_it_learns_what_only_objects_show(trained):
     assert saoa["action"]["top1"] > 0.7
     assert saoa["clips"] == 20 and saoa["coverage"] == 1 and saoa["trained_clips"] == 60
     assert all(saoa[k]["top5"] >= saoa[k]["top1"] for k in ("verb", "noun", "action"))
+
+
+def test_no_run_keeps_its_features_for_the_next(trained, stores, tmp_path):
+    """A sweep trains many heads in one process: what one has kept in memory goes with it, not when garbage is found."""
+
+    def datasets() -> int:
+        return sum(type(one) is ClipDataset for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = datasets()
+        train(stores, tmp_path / "run", epochs=1)
+        assert datasets() == before
+    finally:
+        gc.enable()
 
 
 def test_what_a_run_folder_says(trained, stores):
@@ -250,7 +267,7 @@ def test_stores_that_moved(tmp_path, monkeypatch):
     kept = evaluate(run, progress=False)
     new.mkdir()
     place = shutil.move(trio["objects"].path, new / "boxes.zarr")
-    with pytest.raises(UserError, match="objects store is not at .*--objects PATH .of evaluate and plot"):
+    with pytest.raises(UserError, match="objects store is not at .*--objects PATH .of evaluate, predict and plot"):
         evaluate(run, progress=False)
     assert evaluate(run, stores={"objects": place, "verb": None}, progress=False) == kept
     from pipelines import plotting
