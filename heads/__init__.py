@@ -4,7 +4,9 @@ A head is a class, built from one frozen config:
 
     class MyHead(torch.nn.Module):
         Config = MyConfig                      # frozen dataclass that validates itself; becomes head.config
-        reads = {"verb": ("vector",), ...}     # role -> arrays of the store that plays it
+        reads = {"verb": ("vector",), ...}     # role -> arrays of the store that plays it; an instance may have its own
+        pictures = ("attention",)              # optional: what `plot` draws of it (pipelines.plotting.PICTURES)
+        averages = True                        # optional: tested on evenly spaced clips (`extract --test-clips`)
         def __init__(self, config): ...
         @staticmethod
         def dims(shapes): ...                  # {role: {array: row shape}} -> the Config fields that follow from them
@@ -25,10 +27,15 @@ __all__ = ["create_head", "get_head", "list_heads", "metrics", "register_head"]
 
 # Where the heads of the house live, so that listing them costs no import of torch.
 _MODULES = {
+    "ce": "heads.ce",
+    "global_only": "heads.global_only",
     "ipl": "heads.ipl",
+    "mee": "heads.mee",
+    "pooled_objects": "heads.pooled_objects",
     "psn": "heads.psn",
     "saoa": "heads.saoa",
     "scsampler": "heads.scsampler",
+    "t2vlad": "heads.t2vlad",
     "whole_frame": "heads.whole_frame",
 }
 _HEADS: dict[str, type] = {}

@@ -5,6 +5,7 @@ are, `picked` (B, N) bool which the recogniser sees. Samplers that learn nothing
 the frames, PSN and SCSampler, are heads.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ __all__ = [
     "AGGREGATES",
     "READS",
     "SamplingConfig",
+    "adaptive_m",
+    "calibrate",
     "dense",
     "frame_dims",
     "label_loss",
@@ -132,6 +135,41 @@ def uniform(mask: torch.Tensor, m: int | torch.Tensor) -> torch.Tensor:
     return wanted.any(dim=2) & mask
 
 
+def adaptive_m(scores: torch.Tensor, mask: torch.Tensor, threshold: float) -> torch.Tensor:
+    """How many frames of each video to look at: one for every `threshold` that its scores add up to, rounded.
+
+    The sum of a video's scores is PSN's own count of the frames worth looking at: eq. 5.6 holds it to M on average and
+    leaves it to the videos. Few frames, or few that tell anything, add up to little. The thesis leaves an M of each
+    video open (sections 5.3.5 and 7).
+
+    scores (B, N), not negative; mask (B, N) bool. Returns (B,) int64, at least one and at most those that are there:
+    what `select` takes as m.
+    """
+    total = torch.where(mask, scores, 0.0).sum(dim=1)
+    earned = (total / threshold).clamp(max=mask.shape[1]).round().long()
+    return torch.minimum(earned, mask.sum(dim=1)).clamp(min=1)
+
+
+def calibrate(scores: torch.Tensor, mask: torch.Tensor, mean_m: float) -> float:
+    """The threshold with which `adaptive_m` looks at `mean_m` frames of a video on average, or as near to it as it can.
+
+    scores (V, N) of many videos and mask (V, N) bool; no labels are needed.
+    """
+    total = torch.where(mask, scores, 0.0).sum(dim=1)
+    if not (total > 0).any():
+        return 1.0  # whatever it is, a frame of each
+    # The mean falls as the threshold grows: from all frames that have any score, down to one of each video.
+    low, high = (float(x) for x in (total[total > 0].min() / (2 * mask.shape[1]), 2 * total.max()))
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _mean(scores, mask, middle) >= mean_m else (low, middle)
+    return min(low, high, key=lambda threshold: abs(_mean(scores, mask, threshold) - mean_m))
+
+
+def _mean(scores: torch.Tensor, mask: torch.Tensor, threshold: float) -> float:
+    return adaptive_m(scores, mask, threshold).double().mean().item()
+
+
 def random_frames(mask: torch.Tensor, m: int | torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """m frames of every video at random, or all where it has fewer. Returns picked. The draw is made on the
     generator's device, so a CPU generator gives the same frames everywhere."""
@@ -156,16 +194,23 @@ def _each(m: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def video_logits(
-    logits: torch.Tensor, weights: torch.Tensor, picked: torch.Tensor, aggregate: str = "mean"
+    logits: torch.Tensor,
+    weights: torch.Tensor,
+    picked: torch.Tensor,
+    aggregate: str = "mean",
+    over: int | None = None,
 ) -> torch.Tensor:
     """q^T l_m of eq. 5.4, before the softmax, over the frames that are picked.
 
     logits (B, N, classes), weights (B, N), picked (B, N) bool. aggregate: "sum" as eq. 5.4 prints it, or "mean" as
-    its text and figure 5.1 say, over the number of frames picked. Returns (B, classes); zeros where no frame is.
+    its text and figure 5.1 say, over the number of frames picked, or `over`. Returns (B, classes); zeros where no frame
+    is.
     """
     weights = torch.where(picked, weights, 0.0)
     total = (weights[:, None] @ torch.where(picked[..., None], logits, 0.0)).squeeze(1)
-    return total if aggregate == "sum" else total / picked.sum(dim=1, keepdim=True).clamp(min=1)
+    if aggregate == "sum":
+        return total
+    return total / (picked.sum(dim=1, keepdim=True).clamp(min=1) if over is None else over)
 
 
 def predict_sampled(

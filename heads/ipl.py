@@ -99,6 +99,8 @@ class IPL(nn.Module):
 
     Config = IPLConfig
     reads = {"verb": ("map",)}
+    pictures = ("assignment",)
+    averages = True  # the scores of evenly spaced test clips, where the store has them (section 4.3.2)
     loss = staticmethod(verb_noun_loss)
 
     def __init__(self, config: IPLConfig):

@@ -2,8 +2,21 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-__all__ = ["cosine_logits", "l2_rescale", "masked_softmax", "place_boxes", "roi_align_max", "verb_noun_loss", "vlad"]
+__all__ = [
+    "cosine_logits",
+    "l2_rescale",
+    "linear_probe",
+    "masked_max",
+    "masked_mean_weights",
+    "masked_softmax",
+    "norm_of_probe",
+    "place_boxes",
+    "roi_align_max",
+    "verb_noun_loss",
+    "vlad",
+]
 
 # Bytes of one strip of RoIAlign: on a CPU one clip at a time stays in the cache, a GPU wants many.
 _BLOCK_BYTES = {"cuda": 512 << 20}
@@ -72,6 +85,18 @@ def masked_softmax(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return weights * mask
 
 
+def masked_mean_weights(mask: torch.Tensor) -> torch.Tensor:
+    """The weights of a mean over the last axis where mask is True, float32; a row without any True all zeros."""
+    return mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def masked_max(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Maximum over the objects where mask is True: (B, N, C), (B, N) bool -> (B, C); zeros where there is none."""
+    lowest = torch.finfo(features.dtype).min
+    best = features.masked_fill(~mask[..., None], lowest).amax(dim=1)
+    return torch.where(mask.any(dim=1)[:, None], best, 0.0)
+
+
 def l2_rescale(clip: torch.Tensor, objects: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Thesis section 3.3.2: both features l2-normalised, then multiplied by the norm of the clip's feature.
 
@@ -100,3 +125,16 @@ def vlad(features: torch.Tensor, assignment: torch.Tensor, centres: torch.Tensor
 def verb_noun_loss(out: dict, labels: dict) -> torch.Tensor:
     """Eq. 3.12 + 3.13: CrossEntropy of the verb logits plus CrossEntropy of the noun logits."""
     return F.cross_entropy(out["verb"], labels["verb"]) + F.cross_entropy(out["noun"], labels["noun"])
+
+
+def linear_probe(channels: int, classes: int, normalise: bool) -> nn.Module:
+    """A linear classifier on frozen features (B, channels) -> (B, classes). Features of different networks differ in
+    scale and offset by orders of magnitude; with them normalised (He et al. 2022, Masked Autoencoders, appendix A.1)
+    one learning rate serves all, and the baseline is as strong as a linear classifier can be."""
+    linear = nn.Linear(channels, classes)
+    return nn.Sequential(norm_of_probe(channels, True), linear) if normalise else linear
+
+
+def norm_of_probe(channels: int, normalise: bool) -> nn.Module:
+    """A probe's batch norm, without scale and shift; or nothing."""
+    return nn.BatchNorm1d(channels, affine=False) if normalise else nn.Identity()

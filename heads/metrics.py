@@ -6,15 +6,23 @@ as absent. Among equal scores the higher class index wins.
 
 import numpy as np
 
+from heads.retrieval_metrics import retrieval, retrieval_by_blocks
+
 __all__ = [
     "action_prior",
     "action_ranks",
     "average_precision",
+    "egtea",
+    "epic100",
     "epic55",
     "many_shot",
     "mean_average_precision",
     "mean_class_accuracy",
+    "predicted_classes",
+    "retrieval",
+    "retrieval_by_blocks",
     "softmax",
+    "top_actions",
     "topk_accuracy",
 ]
 
@@ -137,11 +145,12 @@ def action_ranks(verb_scores, noun_scores, verb, noun, prior=None) -> tuple[np.n
     places, best = np.full(n, pairs), np.full(n, -1)
     for part, table in _action_chunks(verb_scores, noun_scores, prior):
         places[part] = ranks(table, labels[part])
-        best[part] = _predictions(table)
+        best[part] = predicted_classes(table)
     return places, best
 
 
-def _predictions(scores: np.ndarray) -> np.ndarray:
+def predicted_classes(scores: np.ndarray) -> np.ndarray:
+    """(N, C) scores -> (N,) the best class, -1 where the row was not predicted."""
     scores = np.asarray(scores)
     best = scores.shape[1] - 1 - np.argmax(scores[:, ::-1], axis=1)
     return np.where(np.isnan(scores).any(axis=1), -1, best)
@@ -187,8 +196,8 @@ def epic55(
     places, best = action_ranks(verb_scores, noun_scores, verb, noun, action_priors)
     pairs = np.asarray(many_shot_actions).reshape(-1, 2)
     cases = {
-        "verb": (_predictions(verb_scores), verb, many_shot_verbs),
-        "noun": (_predictions(noun_scores), noun, many_shot_nouns),
+        "verb": (predicted_classes(verb_scores), verb, many_shot_verbs),
+        "noun": (predicted_classes(noun_scores), noun, many_shot_nouns),
         "action": (best, verb * n_nouns + noun, pairs[:, 0] * n_nouns + pairs[:, 1]),
     }
     out = {
@@ -206,3 +215,91 @@ def epic55(
             if name != "action":
                 out[figure][f"{name}_per_class"] = per_class
     return out
+
+
+def top_actions(verb_scores, noun_scores, n: int = 100, prior=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The n best actions of every clip, from the n best verbs and nouns: softmax(verb) * softmax(noun) [* prior].
+
+    Scores (N, V) and (N, M) are logits without NaN; prior (V, M) or None. Returns verbs (N, n), nouns (N, n) and
+    float64 scores (N, n), the best first; among equal ones the higher verb, then the higher noun, is before. Both EPIC
+    challenges score actions so (epic-kitchens-55-lib; C1-Action-Recognition, compute_action_scores with top_n=100).
+
+    Raises ValueError: fewer than n pairs, or a NaN.
+    """
+    verb_p, noun_p = softmax(verb_scores), softmax(noun_scores)
+    if np.isnan(verb_p).any() or np.isnan(noun_p).any():
+        raise ValueError("a row that was not predicted has no best actions")
+    verbs, nouns = (_best(p, min(n, p.shape[1])) for p in (verb_p, noun_p))
+    if n > verbs.shape[1] * nouns.shape[1]:
+        raise ValueError(f"{verbs.shape[1]} verbs and {nouns.shape[1]} nouns make fewer than {n} actions")
+    out_verb, out_noun, out_score = [], [], []
+    for start in range(0, len(verbs), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        # Ascending ids, so that of equal scores the higher place is the higher action.
+        v, m = np.sort(verbs[part], axis=1), np.sort(nouns[part], axis=1)
+        p, q = np.take_along_axis(verb_p[part], v, 1), np.take_along_axis(noun_p[part], m, 1)
+        table = p[:, :, None] * q[:, None, :]
+        if prior is not None:
+            table = table * np.asarray(prior)[v[:, :, None], m[:, None, :]]
+        table = table.reshape(len(table), -1)
+        place = _best(table, n)
+        out_verb.append(np.take_along_axis(v, place // m.shape[1], 1))
+        out_noun.append(np.take_along_axis(m, place % m.shape[1], 1))
+        out_score.append(np.take_along_axis(table, place, 1))
+    shape = (0, n)
+    return tuple(np.concatenate(x) if x else np.zeros(shape) for x in (out_verb, out_noun, out_score))
+
+
+def _best(scores: np.ndarray, n: int) -> np.ndarray:
+    """(N, n) places of the n highest scores of every row, the best first; of equal ones the higher place is before."""
+    lowest = np.partition(scores, -n, axis=1)[:, -n]
+    out = np.empty((len(scores), n), np.int64)
+    for i, row in enumerate(scores):
+        taken = np.flatnonzero(row >= lowest[i])
+        out[i] = taken[np.argsort(row[taken], kind="stable")[::-1][:n]]
+    return out
+
+
+def epic100(verb_scores, noun_scores, verb, noun, *, unseen=None, tail_verb=None, tail_noun=None) -> dict:
+    """The EPIC-KITCHENS-100 protocol: accuracy on all clips, on unseen participants and on tail classes.
+
+    Scores (N, 97) and (N, 300) are logits, an action's score is the product of the two softmaxes; verb, noun (N,)
+    labels. unseen, tail_verb, tail_noun: (N,) bool, the clips of those participants and classes; None leaves the
+    figures out. An action is of the tail if its verb or its noun is. Returns {"all": {"verb": [top-1, top-5], "noun",
+    "action"}, "unseen": {"verb": [top-1], ...}, "tail": likewise}, as shares; NaN over no clips.
+    """
+    verb_scores, noun_scores, verb, noun = (np.asarray(x) for x in (verb_scores, noun_scores, verb, noun))
+    n_nouns = noun_scores.shape[1]
+    places = {
+        "verb": (ranks(verb_scores, verb), verb_scores.shape[1]),
+        "noun": (ranks(noun_scores, noun), n_nouns),
+        "action": (action_ranks(verb_scores, noun_scores, verb, noun)[0], verb_scores.shape[1] * n_nouns),
+    }
+    out = {"all": {name: _top(place, classes, (1, 5)) for name, (place, classes) in places.items()}}
+    subsets = {}
+    if unseen is not None:
+        subsets["unseen"] = dict.fromkeys(places, np.asarray(unseen, bool))
+    if tail_verb is not None and tail_noun is not None:
+        tails = np.asarray(tail_verb, bool), np.asarray(tail_noun, bool)
+        subsets["tail"] = {"verb": tails[0], "noun": tails[1], "action": tails[0] | tails[1]}
+    for subset, masks in subsets.items():
+        out[subset] = {name: _top(place[masks[name]], classes, (1,)) for name, (place, classes) in places.items()}
+    return out
+
+
+def egtea(splits) -> dict:
+    """EGTEA Gaze+: micro and mean-class accuracy of each split, and their average over the splits.
+
+    splits: {name: (predictions (N,), labels (N,))}, integers; a negative prediction is a missing one. Returns {name:
+    {"micro": share of the clips, "mean_class": mean over the classes of the share}, "average": likewise}, micro and
+    macro in STAM (eq. 5).
+    """
+    if not splits:
+        raise ValueError("no split to average over")
+    out = {}
+    for name, (predictions, labels) in splits.items():
+        predictions, labels = np.asarray(predictions), np.asarray(labels)
+        micro = float(np.mean(predictions == labels)) if len(labels) else float("nan")
+        out[name] = {"micro": micro, "mean_class": mean_class_accuracy(predictions, labels)}
+    figures = list(out.values())
+    return out | {"average": {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}}

@@ -115,6 +115,7 @@ class PSN(nn.Module):
     Config = PSNConfig
     reads = READS
     dims = staticmethod(frame_dims)
+    weighting = True  # the scores weigh the recogniser's logits at test
 
     def __init__(self, config: PSNConfig):
         super().__init__()

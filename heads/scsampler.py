@@ -39,6 +39,7 @@ class SCSampler(nn.Module):
     Config = SCSamplerConfig
     reads = READS
     dims = staticmethod(frame_dims)
+    weighting = False  # the recogniser's logits are averaged at test
 
     def __init__(self, config: SCSamplerConfig):
         super().__init__()
