@@ -1,17 +1,21 @@
-"""What recognising a video costs, in GFLOPs as the literature counts them: multiply-adds.
+"""What recognising a video costs: GFLOPs as the literature counts them (multiply-adds), and seconds on this machine.
 
 The networks of stage one and the heads of stage two are counted together here, because neither may know the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["VideoCost", "gflops", "multiply_adds"]
+__all__ = ["Cost", "VideoCost", "gflops", "head_cost", "multiply_adds", "network_cost"]
+
+_TIMES = 3  # passes timed after one that is not; the median counts
 
 
 def multiply_adds(module: nn.Module, *inputs) -> int:
@@ -21,16 +25,15 @@ def multiply_adds(module: nn.Module, *inputs) -> int:
     Module and inputs on the meta device are counted without computing anything. The module is left as it was.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     modes = {part: part.training for part in module.modules()}
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module.eval()(*inputs)
+        module.eval()
+        with torch.no_grad():
+            return _counted(lambda: module(*inputs))
     finally:
         for part, training in modes.items():
             part.training = training
-    return counter.get_total_flops() // 2
 
 
 def gflops(module: nn.Module, *inputs) -> float:
@@ -40,13 +43,94 @@ def gflops(module: nn.Module, *inputs) -> float:
 
 @dataclass(frozen=True)
 class VideoCost:
-    """GFLOPs of one video by component. Uniform and dense sampling have a sampler and a context of 0."""
+    """GFLOPs, or seconds, of one video by component. Uniform and dense sampling have a sampler and a context of 0."""
 
     recogniser: float  # of one frame
     sampler: float = 0.0  # of one frame
     context: float = 0.0  # of one video
-    candidates: int = 0  # frames the sampler looks at
+    candidates: float = 0  # frames the sampler looks at, which may be a mean over videos
+
+    def parts(self, sampled: float) -> dict[str, float]:
+        """{"sampler", "context", "recogniser"} when the recogniser sees `sampled` frames, a mean likewise."""
+        return {
+            "sampler": self.candidates * self.sampler,
+            "context": self.context,
+            "recogniser": sampled * self.recogniser,
+        }
 
     def total(self, sampled: float) -> float:
-        """GFLOPs when the recogniser sees `sampled` frames, which may be a mean over videos."""
-        return self.candidates * self.sampler + self.context + sampled * self.recogniser
+        """Their sum."""
+        return sum(self.parts(sampled).values())
+
+
+# --- counted and timed ---
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one pass: a frame's through a network, a video's through a head."""
+
+    gflops: float
+    seconds: float  # the median of some passes, on the device where it ran
+
+    def of(self, n: int) -> Cost:
+        """The n-th part."""
+        return Cost(**{name: value / n for name, value in asdict(self).items()})
+
+
+def network_cost(network, frames: int) -> Cost | None:
+    """Of one frame, when `frames` go through a frame network (extract.networks.Network) at once, on its device.
+
+    None where the frames' size depends on the video.
+    """
+    import torch
+
+    size = network.spec.input_size
+    if size is None:
+        return None
+    shown = torch.zeros((frames, *size, network.spec.channels), dtype=torch.uint8, device=network.device)
+
+    def forward():
+        with network.inference():
+            network.compute(shown, list(range(frames)), {})
+
+    return _measured(forward, network.device).of(frames)
+
+
+def head_cost(head: nn.Module, device: str) -> Cost:
+    """Of what follows the light network on one video: a sampler's scores of its N candidates."""
+    import torch
+
+    config = head.config
+    vector = torch.zeros((1, config.frames, config.channels), device=device)
+
+    def forward():
+        with torch.inference_mode():
+            head.scores({"sampler": {"vector": vector}})
+
+    head.eval()
+    return _measured(forward, torch.device(device))
+
+
+def _measured(forward: Callable[[], None], device) -> Cost:
+    import torch
+
+    def finished() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    counted, seconds = _counted(forward), []
+    for _ in range(_TIMES):
+        begun = finished()
+        forward()
+        seconds.append(finished() - begun)
+    return Cost(counted / 1e9, sorted(seconds)[_TIMES // 2])
+
+
+def _counted(forward: Callable[[], object]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops() // 2

@@ -1,22 +1,23 @@
-"""What sampler training trains: a head that scores frames, on cached features or with its light network, and how well
-a recogniser does on the frames it picks."""
+"""What sampler training trains: a head that scores frames, on cached features or with its light network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from heads import frame_sampling
+from extract.networks import create_network
+from extract.weights import TRAINED_BESIDE
 from pipelines.devices import autocast, to_device
+from pipelines.run_folder import Run
 from pipelines.trained_models import TrainedNetwork
 
-__all__ = ["CachedSampler", "JointSampler", "predict_videos"]
+__all__ = ["CachedSampler", "JointSampler", "Seen", "load_sampler", "observe"]
 
 _ROWS_AT_ONCE = 64  # frames of a forward pass of the light network in validation
-_RANDOM_DRAWS = 5  # of the random baseline, whose figures are averaged
 
 
 class CachedSampler(nn.Module):
@@ -68,36 +69,43 @@ class JointSampler(TrainedNetwork):
         return self.head.state_dict(prefix="head.")
 
 
-def predict_videos(
-    model: CachedSampler | JointSampler, batches: Iterable[Mapping], *, device: str, precision: str, seed: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What the recogniser says of videos from the frames that the head picks, and others pick, as many (M).
+@dataclass(frozen=True)
+class Seen:
+    """What both networks say of the N candidate frames of V videos, on the CPU: enough for every way to pick frames."""
 
-    batches: `Candidates.batch` of V videos in all. Returns {"head", "uniform", "dense", "random 0" ...: (logits
-    (V, classes) float32, frames that the recogniser saw (V,) int64)}; dense is all N.
-    """
+    scores: torch.Tensor  # (V, N) float32 of the head, 0 where there is no frame
+    logits: torch.Tensor  # (V, N, classes) float32 of the recogniser
+    mask: torch.Tensor  # (V, N) bool: frames that are there
+
+
+def observe(
+    model: CachedSampler | JointSampler, batches: Iterable[Mapping], *, device: str, precision: str = "fp32"
+) -> Seen:
+    """`Candidates.batch` of V videos in all, one or more, shown to the model."""
     model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    m = model.head.config.sampled
-    found: dict[str, list] = {}
+    found: list[tuple[torch.Tensor, ...]] = []
     for arrays in batches:
         vector = model.row_vectors(arrays["input"])[arrays["place"]]
-        mask = torch.from_numpy(arrays["mask"]).to(device)
-        batch = to_device({"sampler": {"vector": vector}, "recogniser": {"logits": arrays["logits"]}}, device)
-        for part in batch.values():
-            part["mask"] = mask
+        mask = torch.from_numpy(arrays["mask"])
+        batch = {"sampler": {**to_device({"vector": vector}, device), "mask": mask.to(device)}}
         with torch.inference_mode(), autocast(device, precision):
-            out = model.head.predict(batch)
-        others = {"uniform": frame_sampling.uniform(mask, m), "dense": frame_sampling.dense(mask)}
-        for i in range(_RANDOM_DRAWS):
-            others[f"random {i}"] = frame_sampling.random_frames(mask, m, generator)
-        logits = batch["recogniser"]["logits"]
-        answers = {"head": (out["class"], out["picked"])}
-        for name, picked in others.items():
-            answers[name] = (
-                frame_sampling.video_logits(logits, torch.ones_like(mask, dtype=logits.dtype), picked),
-                picked,
-            )
-        for name, (answer, picked) in answers.items():
-            found.setdefault(name, []).append((answer.float().cpu().numpy(), picked.sum(dim=1).cpu().numpy()))
-    return {name: tuple(np.concatenate(column) for column in zip(*parts, strict=True)) for name, parts in found.items()}
+            scores = model.head.scores(batch)
+        found.append((scores.float().cpu(), torch.from_numpy(arrays["logits"]), mask))
+    return Seen(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def load_sampler(run: Run, device: str) -> tuple[CachedSampler | JointSampler, dict]:
+    """The model of a sampler run's best epoch on a device, and the checkpoint's metadata.
+
+    Raises:
+        UserError: training never finished an epoch.
+    """
+    if run.facts["features"] == "frozen":
+        head, metadata = run.best_head()
+        return CachedSampler(head).to(device).eval(), metadata
+    tensors, metadata = run.best_checkpoint()
+    facts = run.facts["network"]
+    network = create_network(facts["name"], str(run.path), **{**facts["options"], "resize": facts["resize"]})
+    head, prefix = run.create_head(), f"{TRAINED_BESIDE}head."
+    head.load_state_dict({k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)})
+    return JointSampler(network.to(device), head, freeze_norms=True).eval(), metadata

@@ -19,16 +19,13 @@ from extract.networks import create_network, network_spec, trained_options, weig
 from extract.weights import TRAINED_BESIDE
 from heads import get_head
 from pipelines.augment import Crops
-from pipelines.devices import pick_device
 from pipelines.labelled_clips import (
     ClipSource,
-    SplitOf,
     check_frames,
     clip_input,
     clip_source,
     input_options,
     own_options,
-    source_of,
     validation_clips,
 )
 from pipelines.lineage import (
@@ -36,21 +33,21 @@ from pipelines.lineage import (
     is_random,
     lineage_of,
     refuse_random,
-    seen_by,
     unknown_ancestors,
     unknown_line,
     without_random,
 )
 from pipelines.loop import Loop, Schedule, check_fit, shuffled_batches, train
 from pipelines.provenance import run_facts
-from pipelines.recogniser_clips import TABLE, FrameInputs, Targets, VectorInputs, targets_of
+from pipelines.recogniser_clips import TABLE, FrameInputs, Targets, targets_of
 from pipelines.request import parse_settings as parse_options
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.sampler_clips import Candidates, SharedFrames
+from pipelines.sampler_evaluation import cached_inputs, calibrate_run, evaluate_sampler, figures
 from pipelines.settings import parse_settings, part_of, settings_of
 from pipelines.training import array_of, given_stores
 from pipelines.world import World, take_place
-from stores import Store, open_store, prefetch
+from stores import Store, open_store
 from stores.joining import label_columns, same_dataset
 
 __all__ = [
@@ -63,7 +60,6 @@ __all__ = [
 ]
 
 JOINT_HEAD = "psn-sampler"  # what train-backbone --head calls PSN and its light network
-CLIPS_AT_ONCE = 16  # of validation
 _FROM_DATA = ("channels", "classes", "multi_label")  # fields of a head's config that stores and labels decide
 
 
@@ -130,7 +126,7 @@ def train_sampler(
     if same_dataset(stores) != (dataset or same_dataset(stores)):
         raise UserError(f"--dataset {dataset}: {stores['sampler'].path} is of {same_dataset(stores)}")
     refuse_random(stores, allow_random)
-    source, inputs = _cached(stores["sampler"])
+    source, inputs = cached_inputs(stores["sampler"])
     config, chosen = _settings(SamplerConfig, head_class, set, epochs)
     targets = _targets(source, stores, target, fit)
     head_config = _head_config(head_class, chosen, array_of(stores["sampler"], "vector").row_shape[-1], targets)
@@ -241,63 +237,6 @@ def train_joint_sampler(
     return _train(model, data, config, facts, who, out, fit, seed, device, allow_incomplete, progress, say)
 
 
-def evaluate_sampler(
-    run: Run,
-    split: str = "val",
-    *,
-    stores: Mapping[str, object] | None = None,
-    device: str | None = None,
-    allow_incomplete: bool = False,
-    allow_seen: bool = False,
-    progress: bool = True,
-) -> dict:
-    """`pipelines.evaluate` of a run that `train_sampler` or `train_joint_sampler` made.
-
-    Returns the figures of `SamplerTask.validate`, with split, epoch and unknown_ancestors.
-    """
-    import warnings
-
-    opened = run.open_stores(stores)
-    device = pick_device(device)
-    (target,) = run.facts["targets"]
-    if run.facts["features"] == "frozen":
-        from pipelines.sampler_model import CachedSampler
-
-        head, metadata = run.best_head()
-        source, inputs = _cached(opened["sampler"])
-        shared = SharedFrames(opened["sampler"], opened["recogniser"], source.clips)
-        model = CachedSampler(head).to(device)
-    else:
-        model, metadata, crop = _joint_model(run, device)
-        source = clip_source("rgb_frame", dataset=None, frames=opened["frames"])
-        inputs = FrameInputs(source.frames, crop, None, run.facts["seed"])
-        shared = SharedFrames(opened["frames"], opened["recogniser"], source.clips)
-    targets = dataclasses.replace(
-        targets_of(source, next(iter(opened.values())), target, run.facts["fit"]), classes=run.facts["targets"][target]
-    )
-    which = source.split(split)
-    unlabelled = int((~targets.known[which]).sum())
-    if unlabelled:
-        raise UserError(f"split {split!r} has {unlabelled} clips without {target} labels: no figures")
-    if not shared.usable[which].any():
-        raise UserError(f"{source.where}: no clip of split {split!r} has frames in both stores: no figures")
-    if not allow_incomplete:
-        shared.check_pending(which)
-    unknown = unknown_ancestors(run.facts["lineage"])
-    if unknown:
-        warnings.warn(unknown_line(unknown), stacklevel=3)
-    if not allow_seen:
-        seen = seen_by(SplitOf(source, which), [run.facts["trained_on"], *run.facts["lineage"]])
-        if seen:
-            raise UserError(f"no figures on split {split!r}: {seen}; evaluate on other clips")
-    candidates = Candidates(shared, inputs, targets, model.head.config.frames, run.facts["seed"])
-    found = figures(model, candidates, which, device=device, precision="fp32", seed=run.facts["seed"])
-    result = {"split": split, "epoch": metadata["epoch"], **found, "features": run.facts["features"]}
-    result["unknown_ancestors"] = unknown
-    run.write_json(f"metrics_{split.replace(':', '-')}.json", result)
-    return result
-
-
 class SamplerTask:
     """A sampler on clips; see `pipelines.loop.Task`. Items are numbers of clips."""
 
@@ -324,6 +263,7 @@ class SamplerTask:
             self.model,
             self.candidates,
             self.validation,
+            name=self.run.head_name,
             device=self.device,
             precision=self.config.precision,
             seed=self.seed,
@@ -353,41 +293,15 @@ class SamplerTask:
         }
 
     def finish(self, best: dict, history: list[dict]) -> None:
+        from pipelines.sampler_model import load_sampler
+
         found = {key: value for key, value in best.items() if key != "score"}
         extra = {"trained_clips": len(self.fitted), "loss": history[best["epoch"] - 1]["loss"]}
         extra |= {"features": self.run.facts["features"]}
         extra["unknown_ancestors"] = unknown_ancestors(self.run.facts["lineage"])
         self.run.write_json("metrics.json", found | extra)
-
-
-def figures(model, candidates: Candidates, which: np.ndarray, *, device: str, precision: str, seed: int) -> dict:
-    """How well the recogniser names clips `which` from the M frames that the model's head picks.
-
-    Returns {target: {"top1", "top5", "mAP"} ({"mAP", "mAP_first_label"} with several labels a clip), "clips",
-    "coverage", "frames": how many the recogniser saw on average, "baselines": {"uniform", "random" (M frames too, the
-    mean over draws), "dense" (all candidates): the same figures and "frames"}}. Clips without frames count as wrong.
-    """
-    from pipelines.sampler_model import predict_videos
-
-    targets = candidates.targets
-    there = np.flatnonzero(candidates.shared.usable[which])
-    parts = [which[there[i : i + CLIPS_AT_ONCE]] for i in range(0, len(there), CLIPS_AT_ONCE)]
-    found = predict_videos(model, prefetch(candidates, parts), device=device, precision=precision, seed=seed)
-    by_name: dict[str, list[dict]] = {}
-    for name, (logits, frames) in found.items():
-        scores = np.full((len(which), targets.classes), np.nan, np.float32)
-        scores[there] = logits
-        result = targets.figures(scores, which)
-        by_name.setdefault(name.partition(" ")[0], []).append(
-            {**result.pop(targets.name), "frames": float(frames.mean())}
-        )
-    means = {
-        name: {key: float(np.mean([one[key] for one in draws])) for key in draws[0]} for name, draws in by_name.items()
-    }
-    own = means.pop("head", {})
-    frames = own.pop("frames", 0.0)
-    coverage = {"clips": len(which), "coverage": len(there) / len(which)}
-    return {targets.name: own, **coverage, "frames": frames, "baselines": means}
+        model, _ = load_sampler(self.run, self.device)
+        calibrate_run(self.run, model, self.candidates, self.fitted, self.device)
 
 
 # --- what is trained on what ---
@@ -453,25 +367,6 @@ def _train(make, data: _Data, config, facts, who, out, fit, seed, device, allow_
     task = SamplerTask(run, model, data.candidates, fitted, validation, config, device, world)
     train(Loop(run, task, config, seed=seed, device=device, world=world, progress=progress), resumed, say)
     return run.path
-
-
-def _cached(store: Store) -> tuple[ClipSource, VectorInputs]:
-    """The clips of a store of features, and the features."""
-    array_of(store, "vector")
-    return source_of(store), VectorInputs(store)
-
-
-def _joint_model(run: Run, device: str):
-    """(JointSampler of a run's best checkpoint, the checkpoint's metadata, side of its frames in pixels)."""
-    from pipelines.sampler_model import JointSampler
-
-    tensors, metadata = run.best_checkpoint()
-    facts = run.facts["network"]
-    network = create_network(facts["name"], str(run.path), **{**facts["options"], "resize": facts["resize"]})
-    head, prefix = run.create_head(), f"{TRAINED_BESIDE}head."
-    head.load_state_dict({k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)})
-    model = JointSampler(network.to(device), head, freeze_norms=True)
-    return model, metadata, facts["resize"].get("crop") or facts["resize"]["size"]
 
 
 def _settings(config: type, head_class, given, epochs: int | None):

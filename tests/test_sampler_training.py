@@ -52,7 +52,7 @@ def clips_table():
 
 def grid_store(
     path, array, *, seconds=10.0, fps=2.0, order=None, status=None, labels=None, lineage=(), dataset="grid", clip=-1,
-    clips=None, classes=CLASSES,
+    clips=None, classes=CLASSES, created_with=None,
 ):  # fmt: skip
     """A store on the frame axis. `vector`: channel 0 says whether a frame tells, channels 1 and 2 are video and second.
     `logits`: the video's class on frames that tell, on all others another one. A frame tells for 2 of 10 seconds,
@@ -78,7 +78,7 @@ def grid_store(
         arrays=arrays,
         layout=plan_layout(arrays, 64, batch_size=4),
         recipe={"network": {"name": array}, "sampling": {"axis": "frame", "fps": fps}, "seconds": seconds},
-        spec={"name": array},
+        spec={"name": array} | ({"created_with": created_with} if created_with else {}),
         dataset={"name": dataset, "classes": {"noun": CLASSES}},
         lineage=list(lineage),
     )
@@ -379,8 +379,8 @@ def test_several_labels_a_clip(tmp_path):
     )
     run, _ = train(pair, tmp_path / "run", target="labels")
     figures = metrics_of(run)
-    assert set(figures["labels"]) == {"mAP", "mAP_first_label"}
-    assert set(figures["baselines"]["dense"]) == {"mAP", "mAP_first_label", "frames"}
+    assert set(figures["labels"]) == {"top1", "mAP", "mAP_first_label"}
+    assert set(figures["baselines"]["dense"]) == {"top1", "mAP", "mAP_first_label", "frames"}
     assert open_run(run).facts["head"]["config"]["multi_label"] is True
     assert evaluate(run, "val", progress=False)["labels"] == figures["labels"]
 
