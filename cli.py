@@ -16,9 +16,13 @@ import click
 
 from commands.move import catalog, serve
 from commands.options import extraction_options, store_option
+from commands.plot import plot
 from commands.printing import progress_bar, say, show, show_run
+from commands.recognize import recognize
+from commands.runs import evaluate, fuse, predict, reproduce, runs, sweep
 from commands.stopping import DAMAGE, DONE, INCOMPLETE, INTERRUPTED, REQUEUE, stopped_by_signals
 from commands.store import store
+from commands.submit import submit
 from commands.train_backbone import train_backbone
 from commands.train_detector import train_detector
 from commands.train_recogniser import train_recogniser
@@ -63,7 +67,23 @@ def main():
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
-for command in (catalog, serve, store, train_backbone, train_detector, train_recogniser):
+for command in (
+    catalog,
+    evaluate,
+    fuse,
+    plot,
+    predict,
+    recognize,
+    reproduce,
+    runs,
+    serve,
+    store,
+    submit,
+    sweep,
+    train_backbone,
+    train_detector,
+    train_recogniser,
+):
     main.add_command(command)
 
 
@@ -121,6 +141,8 @@ def plan(as_json, device, **options):
 @click.option("--objects", type=store_option, help="Store with boxes and RoI features [found].")
 @click.option("--sampler", type=store_option, help="psn, scsampler: store of the light network's `vector`.")
 @click.option("--recogniser", type=store_option, help="psn, scsampler: store of the heavy network's `logits`.")
+@click.option("--text", help="Retrieval heads: a text network, trained too, or a store of its tokens [bert].")
+@click.option("--expert", "experts", multiple=True, metavar="NAME=STORE", help="Retrieval heads: repeatable [found].")
 @click.option("--target", help="psn, scsampler: a label column, or labels: the table [what the recogniser names].")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [runs/...].")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the head or of its training.")
@@ -132,57 +154,11 @@ def plan(as_json, device, **options):
 @click.option("--allow-incomplete", is_flag=True, help="Mask rows that are still pending.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def train_head(head, settings, as_json, **options):
-    """Stage two: train a head (saoa, ipl, whole_frame, psn, scsampler) on stores alone."""
+    """Stage two: train a head (saoa, ipl, whole_frame, psn, scsampler, t2vlad ...) on stores alone."""
     from pipelines import train_head as run
 
     folder = run(head, set=settings, say=say, progress=not as_json, **options)
     show_run(folder, as_json)
-
-
-ROLES = ("verb", "noun", "objects", "sampler", "recogniser", "frames")  # that a run's stores play
-
-
-def moved_store_options(command):
-    """Where a run's stores lie now; `moved_stores` takes them out of the options again."""
-    for role in reversed(ROLES):
-        help_text = f"The run's {role} store, if it has moved."
-        command = click.option(f"--{role}", type=store_option, help=help_text)(command)
-    return command
-
-
-def moved_stores(options: dict) -> dict | None:
-    given = {role: options.pop(role) for role in ROLES}
-    return {role: path for role, path in given.items() if path is not None} or None
-
-
-@main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--split", default="val", show_default=True, metavar="[SCHEME:]PART")
-@moved_store_options
-@click.option("--device", help="auto, cpu, cuda, cuda:1 ... [auto].")
-@click.option("--allow-incomplete", is_flag=True, help="Count rows that are still pending as wrong.")
-@click.option("--json", "as_json", is_flag=True)
-def evaluate(run, as_json, **options):
-    """Figures of a trained head on a split, with coverage."""
-    from pipelines import evaluate as figures_of
-
-    show(figures_of(run, progress=not as_json, stores=moved_stores(options), **options), as_json)
-
-
-@main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Root of the datasets [CLIPBANK_DATA].")
-@click.option("--videos", type=click.Path(path_type=Path), help="Folder of the videos of a CSV.")
-@click.option("--dataset", metavar="NAME|CSV", help="Where the frames come from [the run's dataset].")
-@click.option("--split", metavar="[SCHEME:]PART", help="Clips shown come from here [val, else train].")
-@click.option("--clips", type=int, default=6, show_default=True, help="Clips shown.")
-@moved_store_options
-def plot(run, **options):
-    """Pictures of a run: its training curve, and boxes with their attention weights (thesis figure 3.4)."""
-    from pipelines.plotting import plot_run
-
-    for path in plot_run(run, stores=moved_stores(options), **options):
-        click.echo(path)
 
 
 # ---- datasets, weights, demo ----------------------------------------------------------------------------------
@@ -285,9 +261,9 @@ def demo(out, seed):
     extracted(steps.demo_features)
     steps.demo_networks(chain, say=say)
     extracted(steps.demo_trained_features)
-    runs = steps.demo_heads(chain, say=say)
-    click.echo(steps.table(chain, runs))
-    for picture in steps.demo_pictures(chain, runs):
+    trained = steps.demo_heads(chain, say=say)
+    click.echo(steps.table(chain, trained))
+    for picture in steps.demo_pictures(chain, trained):
         click.echo(picture)
 
 

@@ -9,7 +9,16 @@ import click
 
 from commands.printing import say
 
-__all__ = ["Shard", "comma_separated", "extraction_options", "place_options", "shard_of_slurm", "store_option"]
+__all__ = [
+    "Shard",
+    "comma_separated",
+    "extraction_options",
+    "moved_store_options",
+    "moved_stores",
+    "place_options",
+    "shard_of_slurm",
+    "store_option",
+]
 
 
 class Address(click.Path):
@@ -57,6 +66,26 @@ def shard_of_slurm() -> str | None:
     share = f"{(int(task) - int(first or 0)) // int(step or 1)}/{count}"
     say(f"share {share} of the units, as a task of a Slurm array (--shard 0/1 computes all)")
     return share
+
+
+ROLES = ("verb", "noun", "objects", "sampler", "recogniser", "frames", "vectors")  # that a run's stores play
+
+
+def moved_store_options(*roles: str):
+    """Where a run's stores of these roles [all] lie now; `moved_stores` takes them out of the options again."""
+
+    def decorated(command):
+        for role in reversed(roles or ROLES):
+            help_text = f"The run's {role} store, if it has moved."
+            command = click.option(f"--{role}", type=store_option, help=help_text)(command)
+        return command
+
+    return decorated
+
+
+def moved_stores(options: dict) -> dict | None:
+    given = {role: options.pop(role) for role in ROLES if role in options}
+    return {role: path for role, path in given.items() if path is not None} or None
 
 
 def comma_separated(ctx, param, value):
@@ -109,7 +138,14 @@ def extraction_options(command):
             "--keep", callback=comma_separated, metavar="ARRAYS", help="Poolings to store: map,spatial,vector."
         ),
         click.option("--only", is_flag=True, help="This one store; not the others that the head reads."),
-        click.option("--draws", type=int, help="Random-centre clips cached a training segment [4]."),
+        click.option("--draws", type=int, help="Random-centre clips cached a training segment [2]."),
+        click.option(
+            "--test-clips",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Evenly spaced clips cached of every other segment, whose scores IPL averages (10 in the thesis).",
+        ),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random centres."),
         click.option("--split", metavar="[SCHEME:]PART", help="Compute only this part of the clips now."),
         click.option(
@@ -132,6 +168,16 @@ def extraction_options(command):
         ),
         click.option("--axis", type=click.Choice(["clip", "frame", "segment"]), help="What a row is [the network's]."),
         click.option("--hop", type=float, help="Seconds from one row to the next (frame and segment axes)."),
+        click.option(
+            "--segments", type=int, metavar="N", help="Of each clip, only the middle frames of N equal segments."
+        ),
+        click.option(
+            "--sampler",
+            type=click.Path(path_type=Path),
+            metavar="RUN",
+            help="Of each clip, only the frames that this trained sampler picks (train-head psn, scsampler).",
+        ),
+        click.option("--sampled", type=int, metavar="M", help="Frames that --sampler picks of a clip [its own M]."),
         click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"])),
         click.option(
             "--dtype",

@@ -22,7 +22,7 @@ from extract.weights import TRAINED_BESIDE, RandomWeightsWarning
 from heads import get_head
 from heads.metrics import action_prior
 from pipelines.augment import Crops
-from pipelines.evaluation import accuracies
+from pipelines.evaluation import covered_accuracies
 from pipelines.find_stores import find_stores
 from pipelines.frame_reader import FrameReader
 from pipelines.labelled_clips import (
@@ -48,7 +48,7 @@ from pipelines.world import World, take_place
 from stores import ObjectWindows, open_store
 from stores.row_cache import RowCache
 
-__all__ = ["BackboneConfig", "train_backbone"]
+__all__ = ["BackboneConfig", "object_reader", "prior_of", "train_backbone"]
 
 TARGETS = {"both": ("verb", "noun")}  # any other name is a label column of its own
 
@@ -76,6 +76,11 @@ class BackboneConfig(Crops, Schedule):
         self.check_crops()
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be from 0 to below 1, got {self.dropout}")
+
+    @property
+    def at_once(self) -> int:
+        """Clips of a forward pass."""
+        return self.micro_batch or self.batch_size
 
 
 # What differs from the thesis's I3D, by (head, family of the network).
@@ -272,20 +277,28 @@ def _joint_model(head: str, network, source: ClipSource, classes, chosen, object
     defaults = {f"{name}_window_s": seconds for name, seconds in windows.items()}
     head_config = head_class.Config(**{**sizes, **part_of(defaults | chosen, head_class.Config)})
     model = JointModel(network, head_class(head_config), freeze_norms=config.freeze_norms)
-    return model, None if objects is None else _objects(objects, head_class.reads["objects"], head_config, source)
+    return model, None if objects is None else object_reader(objects, head_class.reads["objects"], head_config, source)
 
 
-def _objects(store, arrays, config, source: ClipSource):
+def object_reader(store, arrays, config, source: ClipSource):
     """(videos (n,), centres (n,) in seconds) -> the object lists that a head's config asks for."""
     k = config.boxes_per_frame
     cache = RowCache([(store, name, k) for name in arrays], KEEP_BYTES)
     read = functools.partial(cache.read, store)
-    windows = ObjectWindows(store, config.windows, source.videos, boxes_per_frame=k, arrays=arrays, read=read)
+    windows = ObjectWindows(store, config.windows, source.videos, boxes_per_frame=k, arrays=arrays)
 
     def objects(videos: np.ndarray, centres_s: np.ndarray) -> dict:
-        return windows.read(windows.spans(videos, centres_s), np.arange(len(videos)), videos)
+        return windows.read(windows.spans(videos, centres_s), np.arange(len(videos)), videos, read)
 
     return objects
+
+
+def prior_of(clips: LabelledClips, fitted: np.ndarray, targets: Mapping[str, int]) -> np.ndarray | None:
+    """mu(verb, noun) of eq. 3.14 of the clips that are trained on; None where not both are named."""
+    if not {"verb", "noun"} <= {*targets}:
+        return None
+    verb, noun = (clips.labels[name][fitted] for name in ("verb", "noun"))
+    return action_prior(verb, noun, targets["verb"], targets["noun"])
 
 
 class BackboneTask:
@@ -295,12 +308,8 @@ class BackboneTask:
         self.run, self.model, self.clips, self.config = run, model, clips, config
         self.fitted, self.validation, self.device = fitted, validation, device
         self.processes = world.size
-        self.usable = clips.usable(validation)
         self.targets = run.facts["targets"]
-        self.prior = None
-        if {"verb", "noun"} <= {*self.targets}:
-            verb, noun = (clips.labels[name][fitted] for name in ("verb", "noun"))
-            self.prior = action_prior(verb, noun, self.targets["verb"], self.targets["noun"])
+        self.prior = prior_of(clips, fitted, self.targets)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Every usable clip once, shuffled."""
@@ -318,12 +327,8 @@ class BackboneTask:
 
         if not len(self.validation):
             return None
-        size = self.config.micro_batch or self.config.batch_size
-        scores = centre_scores(self.model, self.clips, self.usable, self.targets, size)
-        scores = {name: values[self.validation] for name, values in scores.items()}
-        labels = {name: self.clips.labels[name][self.validation] for name in self.targets}
-        coverage = {"clips": len(self.validation), "coverage": len(self.usable) / len(self.validation)}
-        return accuracies(scores, labels, self.prior) | coverage
+        scores = centre_scores(self.model, self.clips, self.validation, self.targets, self.config.at_once)
+        return covered_accuracies(scores, {k: v[self.validation] for k, v in self.clips.labels.items()}, self.prior)
 
     def columns(self, figures: dict) -> dict[str, float]:
         names = [*self.targets, *(["action"] if self.prior is not None else [])]

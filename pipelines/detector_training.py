@@ -21,7 +21,7 @@ from extract.sampling import counter_uniform
 from pipelines.boxes import GivenBoxes, dataset_boxes, read_boxes
 from pipelines.detection_figures import MOST_BOXES, coco_figures
 from pipelines.frame_reader import FrameReader
-from pipelines.lineage import descent, without_random
+from pipelines.lineage import descent, seen_by, without_random
 from pipelines.loop import Loop, Schedule, check_fit, seeded, train
 from pipelines.provenance import run_facts
 from pipelines.request import feature_roots
@@ -32,7 +32,18 @@ from pipelines.world import take_place
 from stores import OK, PENDING, open_store
 from stores.splits import split_mask
 
-__all__ = ["BoxedFrames", "DetectorConfig", "DetectorTask", "join_boxes", "train_detector"]
+__all__ = [
+    "BoxedFrames",
+    "DetectorConfig",
+    "DetectorTask",
+    "FramesOfSplit",
+    "boxes_of",
+    "detection_figures",
+    "join_boxes",
+    "readable_frames",
+    "train_detector",
+    "validated_network",
+]
 
 FRAMES = "frames_detector"  # the store of frames that is looked for
 OBJECT_LABELS = "EPIC_train_object_labels.csv"
@@ -161,11 +172,9 @@ def train_detector(
     reader = FrameReader(store)
     if store.manifest.spec["resize"].get("crop"):
         raise UserError(f"{store.path} holds cropped frames, and boxes are relative to whole ones: {_command(dataset)}")
-    given = _boxes(loaded, boxes, 1 / reader.step_s)
-    within = config.within or reader.step_s / 2
+    given = boxes_of(loaded, boxes, reader)
     device, world, say = take_place(device, say)
-    labelled = join_boxes(given, loaded, reader, within)
-    labelled = _readable(labelled, reader, allow_incomplete, say)
+    labelled = readable_frames(join_boxes(given, loaded, reader, config.within), reader, allow_incomplete, say)
     classes = _class_count(given, loaded)
     say(labelled.line(reader.step_s))
 
@@ -173,12 +182,7 @@ def train_detector(
     options = dict(own.options or {}) | parse_options(tuple(option))
     net, kept = _network(name, weights or own.weights, options, classes)
     fitted = labelled.of_split(loaded, fit)
-    validation = None
-    if fit != "train" or "val" not in loaded.clips.get("split", ()):
-        say("no validation: " + (f"fitting on {fit}" if fit != "train" else "the dataset has no split val"))
-    else:
-        need_package("pycocotools", "the validation of train-detector")
-        validation = labelled.of_split(loaded, "val").spread(config.val_frames)
+    validation = _validation_frames(labelled, loaded, config, fit, net.lineage, say)
     facts = {
         "kind": "detector",
         "network": {"name": name, "options": kept, "weights": net.weights_hash, "origin": net.weights_origin},
@@ -245,6 +249,13 @@ class BoxedFrames:
 
     def of_split(self, dataset: Dataset, split: str) -> BoxedFrames:
         """The frames of `[scheme:]part`, or of trainval. Raises UserError if there are none."""
+        chosen = self.inside(dataset, split)
+        if not chosen.any():
+            raise UserError(f"dataset {dataset.name}: no frame with boxes is in split {split!r}")
+        return self.take(chosen)
+
+    def inside(self, dataset: Dataset, split: str) -> np.ndarray:
+        """(n,) bool: which frames are in a split. Raises UserError for one that the dataset does not have."""
         clips = dataset.clips
         inside = split_mask(clips, split, f"dataset {dataset.name}")
         count = len(dataset.videos["name"])
@@ -254,9 +265,7 @@ class BoxedFrames:
             here = clips["video"] == self.video[i]
             here &= (clips["start_s"] <= self.time_s[i]) & ~(self.time_s[i] >= clips["stop_s"])
             chosen[i] = here.any() and inside[here].all()
-        if not chosen.any():
-            raise UserError(f"dataset {dataset.name}: no frame with boxes is in split {split!r}")
-        return self.take(chosen)
+        return chosen
 
     def line(self, step_s: float) -> str:
         """What to tell the person about how boxes and frames meet."""
@@ -270,9 +279,28 @@ class BoxedFrames:
         return line
 
 
-def join_boxes(given: GivenBoxes, dataset: Dataset, reader: FrameReader, within_s: float) -> BoxedFrames:
-    """Boxes and the frames they belong to: the row nearest in time, if it is within `within_s`; of several annotated
-    instants near one row the nearest counts.
+@dataclass(frozen=True)
+class FramesOfSplit:
+    """Frames with boxes as `lineage.seen_by` asks for them."""
+
+    frames: BoxedFrames
+    dataset: Dataset
+
+    @property
+    def dataset_name(self) -> str:
+        return self.dataset.name
+
+    def in_split(self, split: str | None) -> np.ndarray:
+        """(n,) bool; all where it is not a split here: then nobody can say which it left out."""
+        try:
+            return self.frames.inside(self.dataset, split or "")
+        except UserError:
+            return np.ones(len(self.frames), bool)
+
+
+def join_boxes(given: GivenBoxes, dataset: Dataset, reader: FrameReader, within_s: float = 0) -> BoxedFrames:
+    """Boxes and the frames they belong to: the row nearest in time, if it is within `within_s` (0: half the store's
+    step); of several annotated instants near one row the nearest counts.
 
     Raises:
         UserError: no box lies near a frame of the store.
@@ -289,6 +317,7 @@ def join_boxes(given: GivenBoxes, dataset: Dataset, reader: FrameReader, within_
     offset = np.where(rows >= 0, time_s - reader.store.rows["start_s"][rows], np.inf)
     # One instant a row, the nearest: sorted by row, then by distance, the first of each.
     order = np.lexsort((np.abs(offset), rows))
+    within_s = within_s or reader.step_s / 2
     order = order[np.abs(offset[order]) <= within_s + _SAME_S]
     order = np.sort(order[np.unique(rows[order], return_index=True)[1]])
     if not len(order):
@@ -301,25 +330,41 @@ def join_boxes(given: GivenBoxes, dataset: Dataset, reader: FrameReader, within_
     return whole.take(np.arange(len(whole)))
 
 
-def _readable(frames: BoxedFrames, reader: FrameReader, allow_incomplete: bool, say) -> BoxedFrames:
+def readable_frames(frames: BoxedFrames, reader: FrameReader, allow_incomplete: bool, say) -> BoxedFrames:
     """Those whose row holds an image."""
     status = reader.store.status()[frames.rows]
     good, pending = status == OK, int((status == PENDING).sum())
     if pending and not allow_incomplete:
         raise UserError(
             f"{reader.store.path}: {pending} of {len(frames)} frames with boxes are still pending; run extract again,"
-            " or train without them: --allow-incomplete"
+            " or leave them out: --allow-incomplete"
         )
     if not good.all():
         say(f"left out: {int((~good).sum())} frames with boxes whose rows hold no image")
     return frames.take(good)
 
 
-def _boxes(dataset: Dataset, boxes: str | Path | None, fps: float) -> GivenBoxes:
+def boxes_of(dataset: Dataset, boxes: str | Path | None, reader: FrameReader) -> GivenBoxes:
+    """The boxes of a file, or a dataset's own."""
     annotations = dataset.root / "annotations"
     if boxes is None and dataset.boxes is None and annotations.is_dir():
         boxes = find_csv(annotations, OBJECT_LABELS, needed=False)
-    return dataset_boxes(dataset) if boxes is None else read_boxes(Path(boxes), dataset, fps)
+    return dataset_boxes(dataset) if boxes is None else read_boxes(Path(boxes), dataset, 1 / reader.step_s)
+
+
+def _validation_frames(labelled: BoxedFrames, dataset: Dataset, config, fit: str, lineage, say) -> BoxedFrames | None:
+    """The frames of split val; None (with a line that says why) where figures on them would mean nothing."""
+    why = f"fitting on {fit}" if fit != "train" else ""
+    if not why and "val" not in dataset.clips.get("split", ()):
+        why = "the dataset has no split val"
+    if not why:
+        need_package("pycocotools", "the validation of train-detector")
+        frames = labelled.of_split(dataset, "val").spread(config.val_frames)
+        why = seen_by(FramesOfSplit(frames, dataset), lineage)
+    if why:
+        say(f"no validation: {why}")
+        return None
+    return frames
 
 
 def _class_count(given: GivenBoxes, dataset: Dataset) -> int:
@@ -354,15 +399,38 @@ def _network(name: str, weights: str | None, options: dict, classes: int):
         raise UserError(f"{name} cannot be trained here: give a faster_rcnn_* network")
     source = create_network(name, weights, **asked)
     kept = asked | {"classes": classes, "resize": dict(source.spec.resize)}
-    # COCO counts the 100 best boxes a frame, and by custom those that score at least 0.05.
-    spec = network_spec(name, **kept | {"top": MOST_BOXES, "score_threshold": 0.05})
-    net = spec.build()
+    net = validated_network(name, kept)
     renew_predictor(net, source.module.state_dict())
     net.weights_hash, net.weights_origin, net.lineage = source.weights_hash, source.weights_origin, source.lineage
     return net, kept
 
 
+def validated_network(name: str, options: Mapping[str, object]):
+    """A detector with any weights that gives what COCO's figures count: the 100 best boxes a frame, and by custom those
+    that score at least 0.05."""
+    return network_spec(name, **{**options, "top": MOST_BOXES, "score_threshold": 0.05}).build()
+
+
 # --- training ---
+
+
+def detection_figures(model, reader: FrameReader, frames: BoxedFrames) -> dict:
+    """COCO's figures (`coco_figures`) of a TrainedDetector with its weights of now, with "frames" and "boxes"."""
+    truth, found = [], []
+    net = model.fold()
+    at_once = net.spec.batch_size
+    for first in range(0, len(frames), at_once):
+        numbers = range(first, min(first + at_once, len(frames)))
+        images = reader.images(frames.rows[numbers])
+        out = net.run({"frames": images})
+        for i, (number, image) in enumerate(zip(numbers, images, strict=True)):
+            boxes, classes = frames.of(number)
+            scale = np.float32([image.shape[1], image.shape[0]] * 2)
+            truth.append({"boxes": boxes * scale, "classes": classes})
+            n = min(int(out["n_boxes"][i]), MOST_BOXES)
+            own = {name: out[name][i, :n] for name in ("boxes", "scores", "classes")}
+            found.append({**own, "classes": own["classes"] - model.first_class})
+    return {**coco_figures(truth, found), "frames": len(truth), "boxes": len(frames.boxes)}
 
 
 class DetectorTask:
@@ -419,23 +487,7 @@ class DetectorTask:
         return sum(self.model.losses(**batch).values())
 
     def validate(self) -> dict | None:
-        if self.validation is None:
-            return None
-        truth, found = [], []
-        net = self.model.fold()
-        at_once = net.spec.batch_size
-        for first in range(0, len(self.validation), at_once):
-            frames = range(first, min(first + at_once, len(self.validation)))
-            images = self.reader.images(self.validation.rows[frames])
-            out = net.run({"frames": images})
-            for i, (frame, image) in enumerate(zip(frames, images, strict=True)):
-                boxes, classes = self.validation.of(frame)
-                scale = np.float32([image.shape[1], image.shape[0]] * 2)
-                truth.append({"boxes": boxes * scale, "classes": classes})
-                n = min(int(out["n_boxes"][i]), MOST_BOXES)
-                own = {name: out[name][i, :n] for name in ("boxes", "scores", "classes")}
-                found.append({**own, "classes": own["classes"] - self.model.first_class})
-        return {**coco_figures(truth, found), "frames": len(truth), "boxes": len(self.validation.boxes)}
+        return None if self.validation is None else detection_figures(self.model, self.reader, self.validation)
 
     def columns(self, figures: dict) -> dict[str, float]:
         return {f"val_{name}": figures[name] for name in ("mAP50", "any_class_mAP50", "mAP")}

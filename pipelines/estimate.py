@@ -34,6 +34,7 @@ def describe_job(job: Job, device: str | None = "auto") -> dict:
         "store": str(job.path),
         "network": job.spec.name,
         "axis": job.sampling.axis,
+        "frames": job.frames.facts if job.frames else "all",
         "rows": len(job.rows["video"]),
         "rows_now": int(todo.sum()),
         "rows_to_add": rows_to_add(job),

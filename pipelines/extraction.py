@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from extract.decode import VideoError
 from extract.networks import create_network
 from pipelines.added_arrays import with_arrays
 from pipelines.batches import Batch, decode_unit
+from pipelines.frame_choice import FrameSampler, other_choice, settled
 from pipelines.overlap import BehindWriter, in_threads
 from pipelines.planning import Job, plan_extraction
 from pipelines.provenance import run_facts, run_name
@@ -130,7 +131,7 @@ def extract(
     announce: Announce = lambda line: None,
     progress: Callable[[str, int], object] | None = None,
 ) -> list[Report]:
-    """Compute every store that the request needs; returns one report a store.
+    """Compute every store that the request needs; returns one report a store, in the order they were made in.
 
     device: "auto" (CUDA when there is one), "cpu", "cuda", "cuda:1" ...
     stop: when set, the batches in work are finished and what there is of their units is committed.
@@ -145,11 +146,29 @@ def extract(
     jobs = plan_extraction(request, announce=announce, progress=progress, stop=stop)
     networks = [prepare(job, device) for job in jobs]
     reports = []
+
+    def run(job: Job, network) -> None:
+        reports.append(run_job(job, network, decode_workers, stop, announce, progress))
+
     for job, network in zip(jobs, networks, strict=True):
+        if job.frames is not None and job.frames.wants is not None and not stop.is_set():
+            sampler = FrameSampler(request.sampler, request.sampled)
+            (features,) = plan_extraction(job.frames.wants, announce=announce, progress=progress, stop=stop)
+            run(features, prepare_features(sampler, features, device))
+            if not stop.is_set():
+                job = replace(job, frames=sampler.choice_by(job, open_store(reports[-1].store)))
+                announce(f"{job.path}: {len(job.rows['video']):,} rows are picked")
         if stop.is_set():
             break
-        reports.append(run_job(job, network, decode_workers, stop, announce, progress))
+        run(job, network)
     return reports
+
+
+def prepare_features(sampler: FrameSampler, job: Job, device: str):
+    """`prepare` of what a sampler looks at; refuses other features than those that it was trained on."""
+    network = prepare(job, device)
+    sampler.check(job.recipe(network))
+    return network
 
 
 def prepare(job: Job, device: str):
@@ -180,6 +199,7 @@ def run_job(job: Job, network, decode_workers: int | None, stop, announce: Annou
             events=job.dataset.events,
         )
     store = open_checked(job, network)  # of a new store too: another process may have been first
+    job = settled(job, store)
     if job.request.unit_rows not in (None, store.manifest.layout.unit_rows):
         announce(
             f"{job.path}: units have {store.manifest.layout.unit_rows} rows since it was made; --unit-rows is not used"
@@ -252,7 +272,7 @@ def open_checked(job: Job, network) -> Store:
     """The store on disk, its growth finished if that was killed; refused if another recipe made it."""
     finish_growth(job.path)
     store = open_store(job.path)
-    if differing := differences(store, job, network):
+    if differing := differences(store, job, network) + other_choice(store, job):
         raise UserError(
             f"{job.path} holds other features than these; it differs in\n  "
             + "\n  ".join(differing)
@@ -375,6 +395,7 @@ def compute_rows(job, network, store, todo, report, decode_workers, stop, announ
                     "decode_workers": workers,
                     "batch_size": batch_size,
                     "weights": network.weights_origin,
+                    **({"sampler": str(job.request.sampler)} if job.request.sampler is not None else {}),
                 },
             )
 

@@ -9,7 +9,7 @@ from errors import MachineError, UserError
 from pipelines.request import feature_roots
 from stores import NotAStore, open_store
 
-__all__ = ["find_stores"]
+__all__ = ["find_stores", "stores_of_datasets"]
 
 CLIP_STORES = (("i3d_rgb_verb", "i3d_rgb_noun"), ("i3d_rgb", "i3d_rgb"))  # (verb, noun), in this order of preference
 
@@ -31,7 +31,7 @@ def find_stores(
     several, or several stores hold objects.
     """
     roots, given = feature_roots(tuple(features)), given or {}
-    datasets, left_out = _datasets(roots, dataset)
+    datasets, left_out = stores_of_datasets(roots, dataset)
     whole, partial, why, choices = {}, [], [], []
     for name, stores in datasets.items():
         found, lacking, holders = _match(stores, reads, given)
@@ -62,7 +62,7 @@ def find_stores(
     return {role: opened[path] for role, path in found.items()}, lines
 
 
-def _datasets(roots: list[Path], dataset: str | None) -> tuple[dict[str, dict[str, Path]], list[str]]:
+def stores_of_datasets(roots: list[Path], dataset: str | None) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """({dataset: {store name: path}}, lines about what is no store); the first root that has a store wins."""
     found: dict[str, dict[str, Path]] = {}
     left_out = []

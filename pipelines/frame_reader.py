@@ -153,7 +153,7 @@ class VideoFrames:
                 opened.pop(next(iter(opened))).close()
             reads = "flow" if self.channels == 2 else "rgb"
             path = self.dataset.video_path(video)
-            source = open_source(path, grid_fps=self.dataset.grid_fps, reads=reads, threads=1)
+            source = open_source(path, grid_fps=self.dataset.grid_fps_of(video), reads=reads, threads=1)
         opened[video] = source
         return source
 

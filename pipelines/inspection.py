@@ -154,7 +154,7 @@ def look(store: Store, dataset: Dataset, row: int, captions: Mapping[str, list[s
                 return Seen(next(read_video(reading, store, rows, source)), reading, no_times, 0, 0, False)
         times = instants({"start_s": store.rows["start_s"][rows]}, reading.sampling)[0]
         decoder = store.manifest.recipe["decoder"]["family"]
-        with open_source(path, decoder=decoder, grid_fps=dataset.grid_fps, reads=reading.frames) as source:
+        with open_source(path, decoder=decoder, grid_fps=dataset.grid_fps_of(number), reads=reading.frames) as source:
             read = next(read_video(reading, store, rows, source))
             changed = known is not None and (known["n_frames"], known["width"]) != (source.n_frames, source.width)
             return Seen(read, reading, times, source.width, source.height, changed)

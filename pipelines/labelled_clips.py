@@ -219,8 +219,11 @@ class LabelledClips:
 
     def usable(self, which: np.ndarray) -> np.ndarray:
         """Of clips `which`, those with all labels and all frames of their centre window."""
-        labelled = np.all([column[which] >= 0 for column in self.labels.values()], axis=0)
-        which = which[labelled & ~np.isnan(self.clips["stop_s"][which])]
+        return self.readable(which[np.all([column[which] >= 0 for column in self.labels.values()], axis=0)])
+
+    def readable(self, which: np.ndarray) -> np.ndarray:
+        """Of clips `which`, those with all frames of their centre window."""
+        which = which[~np.isnan(self.clips["stop_s"][which])]
         return (
             which[self.frames.usable(self.clips["video"][which], self.given.instants(self._starts(which, 0)))]
             if len(which)

@@ -15,7 +15,7 @@ from pipelines.evaluation import clip_dataset
 from pipelines.run_folder import Run, open_run
 from stores.manifest import write_durable
 
-__all__ = ["attention_pictures", "training_curve"]
+__all__ = ["attention_pictures", "chosen_items", "clip_words", "pyplot", "save_figure", "training_curve"]
 
 FrameAt = Callable[[str, float], np.ndarray]
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
@@ -49,11 +49,11 @@ def attention_pictures(
 
     run = run if isinstance(run, Run) else open_run(run)
     head, _ = run.best_head()
-    if "objects" not in head.reads:
-        raise UserError(f"{run.path}: head {run.head_name} reads no objects, so there is no attention to show")
+    if "attention" not in getattr(head, "pictures", ()):
+        raise UserError(f"{run.path}: head {run.head_name} attends to no objects, so there is no attention to show")
     opened = run.open_stores(stores)
     dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
-    items = _chosen(dataset, clips, n)
+    items = chosen_items(dataset, clips, n)
     if not items:
         raise UserError(f"{run.path}: no clip of split {split!r} has features, so there is no attention to show")
     batch = dataset.batch(items)
@@ -64,14 +64,16 @@ def attention_pictures(
     for i, item in enumerate(items):
         clip = dataset.clip_ids[dataset.clips[item]]
         frames = _frames(batch, out, i, dataset.boxes_per_frame)
-        title = _title(clip, batch, out, i, names)
+        truth, guess, _ = clip_words(batch, out, i, names)
+        title = f"{clip}     truth: {truth}     predicted: {guess}"
         path = run.path / "pictures" / f"attention_{str(clip).replace('/', '_')}.png"
         video = dataset.video_names[dataset.videos[item]]
         paths.append(_draw(path, title, _most_attended(frames, frames_shown), lambda t, v=video: frame_at(v, t)))
     return paths
 
 
-def _chosen(dataset, clips: Sequence[str] | None, n: int) -> list[int]:
+def chosen_items(dataset, clips: Sequence[str] | None, n: int) -> list[int]:
+    """Items of these clips, or of n evenly spaced ones with features. Raises UserError for a clip that is not there."""
     if clips is None:
         good = np.flatnonzero(dataset.ok)
         return (
@@ -109,21 +111,23 @@ def _most_attended(frames: Mapping[float, dict], n: int) -> list[tuple[float, di
     return [(time, frames[time]) for time in sorted(sorted(frames, key=weight)[-n:])]
 
 
-def _title(clip: str, batch: dict, out: dict, i: int, names: Mapping) -> str:
-    def words(verb, noun):
+def clip_words(batch: dict, out: dict, i: int, names: Mapping) -> tuple[str, str, bool]:
+    """(true verb and noun of clip i in words, predicted ones, whether they agree)."""
+
+    def words(pair):
         said = []
-        for label, value in (("verb", verb), ("noun", noun)):
+        for label, value in zip(("verb", "noun"), pair, strict=True):
             known = names.get(label) or ()
             said.append(str(known[value]) if 0 <= value < len(known) else f"{label} {value}")
         return " ".join(said)
 
-    truth = words(*(int(batch["labels"][label][i]) for label in ("verb", "noun")))
-    guess = words(*(int(out[label][i].argmax()) for label in ("verb", "noun")))
-    return f"{clip}     truth: {truth}     predicted: {guess}"
+    truth = [int(batch["labels"][label][i]) for label in ("verb", "noun")]
+    guess = [int(out[label][i].argmax()) for label in ("verb", "noun")]
+    return words(truth), words(guess), truth == guess
 
 
 def _draw(path: Path, title: str, frames: list[tuple[float, dict]], frame_at: Callable) -> Path:
-    plt = _pyplot()
+    plt = pyplot()
     columns = max(1, len(frames))
     figure, axes = plt.subplots(1, columns, figsize=(3.6 * columns, 3.9), squeeze=False)
     for axis in axes[0]:
@@ -148,7 +152,7 @@ def _draw(path: Path, title: str, frames: list[tuple[float, dict]], frame_at: Ca
         axes[0, 0].text(0.5, 0.5, "no objects were seen", ha="center")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _weights(axis, name: str, weights: np.ndarray | None, below: float) -> None:
@@ -174,7 +178,7 @@ def training_curve(run: str | Path | Run) -> Path:
     log = run.log()
     if not log:
         raise UserError(f"{run.path} has no finished epoch to draw")
-    plt = _pyplot()
+    plt = pyplot()
     epochs = [row["epoch"] for row in log]
     figure, loss = plt.subplots(figsize=(6.4, 4.2))
     loss.plot(epochs, [row["loss"] for row in log], color="black", label="training loss")
@@ -202,19 +206,19 @@ def training_curve(run: str | Path | Run) -> Path:
     )
     loss.set_title(f"{run.trained} on {run.facts['dataset']['name']}, seed {run.facts['seed']}", fontsize=10)
     figure.tight_layout()
-    return _save(figure, run.path / "pictures" / "training_curve.png")
+    return save_figure(figure, run.path / "pictures" / "training_curve.png")
 
 
-def _save(figure, path: Path) -> Path:
+def save_figure(figure, path: Path) -> Path:
     """Write a figure as PNG, whole or not at all, and forget it. Raises UserError or MachineError."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     write_durable(path, data.getvalue())
     return path
 
 
-def _pyplot():
+def pyplot():
     """matplotlib without a display; imported when a picture is drawn, not before."""
     import matplotlib
 

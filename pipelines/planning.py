@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,13 +41,17 @@ from pipelines.boxes import GivenBoxes, dataset_boxes, read_boxes
 from pipelines.flow_source import FlowSource, flow_source
 from pipelines.probes import ProbeCache
 from pipelines.reading import Reading, captions_of
-from pipelines.request import KEEP_FOR_HEAD, Extraction, readable_bytes, some_of
+from pipelines.request import KEEP_FOR_HEAD, SAMPLER_HEADS, Extraction, readable_bytes, some_of
 from stores import ArraySpec, Layout, Manifest, check_size, plan_layout, store_bytes, units
+
+if TYPE_CHECKING:
+    from pipelines.frame_choice import FrameChoice, FrameSampler
 
 __all__ = ["Extraction", "Job", "plan_extraction"]
 
 DEFAULT_KEEP = ("spatial", "vector", "logits")
-DEFAULT_DRAWS = 4
+DEFAULT_DRAWS = 2  # the fewest that came within seed noise of fresh draws every epoch: benchmarks/caching_cost.py
+LIGHT, RECOGNISER = "shufflenet_v2", "tsn_resnet50"  # what --for psn puts beside the network that is named
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.=-]+")
 
 
@@ -72,6 +77,7 @@ class Job:
     durations: np.ndarray  # seconds a video, NaN where unknown (only grid axes and open-ended clips ask)
     missing: list[str]  # videos that are not on disk
     videos_without_rows: dict[str, str]  # grid axes: video -> why its length is not known, so it has no rows
+    frames: FrameChoice | None = None  # frame axis: which instants of the grid are rows; None: all
 
     @property
     def name(self) -> str:
@@ -96,11 +102,6 @@ class Job:
         """Captions and stored flow are read without them."""
         return self.spec.reads != "text" and (self.flow is None or self.flow.store is None)
 
-    @property
-    def grid_fps(self) -> float | None:
-        """Rate of the numbering of frame folders, frames a second."""
-        return self.dataset.grid_fps
-
     @cached_property
     def resize(self) -> Resize:
         return Resize(**self.spec.resize)
@@ -117,13 +118,22 @@ class Job:
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
         """Every row that the store has, whatever part of it is computed now: video, clip, k, draw, start_s, stop_s."""
+        if self.frames is not None:
+            return self.frames.rows
         if isinstance(self.sampling, GridSampling):
             return frame_rows(self.durations, self.sampling)
         if isinstance(self.sampling, SegmentSampling):
             return segment_rows(self.durations, self.sampling)
         if self.spec.reads == "text":
             return text_rows(self.dataset.clips, self.dataset.texts)
-        return clip_rows(self.dataset.clips, self.sampling, self.draws, self.request.seed, durations=self.durations)
+        return clip_rows(
+            self.dataset.clips,
+            self.sampling,
+            self.draws,
+            self.request.seed,
+            durations=self.durations,
+            test_clips=self.request.test_clips,
+        )
 
     @cached_property
     def layout(self) -> Layout:
@@ -144,11 +154,16 @@ class Job:
         return sum(store_bytes(self.arrays, len(self.rows["video"])).values())
 
     @cached_property
+    def wanted_clips(self) -> np.ndarray:
+        """(n_clips,) bool: the clips of --split."""
+        return select_split(self.dataset.clips, self.request.split)
+
+    @cached_property
     def wanted(self) -> np.ndarray:
         """(N,) bool: the rows of --split."""
         if self.request.split is None:
             return np.ones(len(self.rows["video"]), bool)
-        clips = select_split(self.dataset.clips, self.request.split)
+        clips = self.wanted_clips
         if self.sampling.axis not in GRID_AXES:
             return clips[self.rows["clip"]]
         return np.isin(self.rows["video"], self.dataset.clips["video"][clips])
@@ -204,6 +219,8 @@ class Job:
             "axis": self.sampling.axis,
             "draws": self.draws,
             "seed": self.request.seed,
+            **({"test_clips": self.request.test_clips} if self.request.test_clips else {}),
+            **({"frames": self.frames.facts} if self.frames else {}),
         }
 
     def manifest(self, network) -> Manifest:
@@ -218,7 +235,7 @@ class Job:
                 "created_with": {"name": self.network, "options": self.options},
             },
             dataset=self.dataset_facts,
-            lineage=network.lineage,
+            lineage=[*network.lineage, *(self.frames.lineage if self.frames else ())],
             extents=((0, len(self.rows["video"])),),
         )
 
@@ -234,7 +251,9 @@ def plan_extraction(
     """The stores that a request makes, the one it names first.
 
     headers_only: durations come from headers (`plan`: fast, and nothing is written); otherwise videos whose
-    duration matters are probed in full, which is cached. Raises `UserError` for anything that cannot work,
+    duration matters are probed in full, which is cached. Where a sampler picks the frames and the features that it
+    looks at are nowhere yet, the job's rows are as many as it may pick (`FrameChoice.wants` says what to extract
+    first; with headers_only that job comes behind). Raises `UserError` for anything that cannot work,
     KeyboardInterrupt if `stop` is set while videos are probed.
     """
     expert = find_expert(request.expert) if request.expert else None
@@ -249,13 +268,16 @@ def plan_extraction(
     if other is not None:
         spec = network_spec(other[0])
         wanted.append((*other, wanted[0][2] if main.reads != "flow" else _load(request, spec)))
-    weights = _weights(request, [main.name, *(network_spec(network).name for network, *_ in wanted[1:])])
+    sampler = _sampler(request)
+    networks = [main.name, *(network_spec(network).name for network, *_ in wanted[1:])]
+    weights = _weights(request, networks, beside=sampler.network if sampler is not None else None)
 
-    jobs = []
+    jobs: list[Job] = []
     for (network, boxes, dataset), own_weights in zip(wanted, weights, strict=True):
         job = _job(request, dataset, network, boxes, own_weights, first=not jobs)
         if job.sampling.axis in GRID_AXES or np.isnan(dataset.clips["stop_s"]).any() and job.spec.reads != "text":
             find_durations(job, headers_only, progress, stop or threading.Event())
+        job = _with_frames(job, sampler)
         if not (job.path / "zarr.json").exists():  # the units of one that is there are cut already
             check_size(len(job.rows["video"]), job.layout.unit_rows, job.path)
         announce(
@@ -266,8 +288,44 @@ def plan_extraction(
             announce(
                 f"  {len(job.missing)} of {len(dataset.videos['name'])} videos are not on disk: {some_of(job.missing)}"
             )
+        if request.for_head in SAMPLER_HEADS and (line := _unknown_logits(job)):
+            announce(line)
         jobs.append(job)
+        if job.frames is not None and job.frames.wants is not None:
+            announce("  that is at most: its sampler looks at features that must be extracted first")
+            if headers_only:
+                jobs += plan_extraction(job.frames.wants, headers_only=True, announce=announce)
     return jobs
+
+
+def _unknown_logits(job: Job) -> str:
+    """What to tell of logits that name none of the dataset's labels; "" where they may."""
+    if "logits" not in job.keep or (n := job.spec.outputs["logits"][0][-1]) in job.dataset.classes.values():
+        return ""
+    return (
+        f"  warning: its logits name {n} classes, as no label of {job.dataset.name} does. Train it first: cli.py"
+        f" train-recogniser --backbone {job.spec.name}, and then --weights {job.spec.name}=RUN"
+    )
+
+
+def _sampler(request: Extraction) -> FrameSampler | None:
+    if request.sampler is None:
+        return None
+    from pipelines.frame_choice import FrameSampler
+
+    return FrameSampler(request.sampler, request.sampled)
+
+
+def _with_frames(job: Job, sampler: FrameSampler | None) -> Job:
+    """The job with the frames that the request chooses, under a name of its own unless the user gave one."""
+    if sampler is None and job.request.segments is None:
+        return job
+    from pipelines.frame_choice import centres_of
+
+    suffix = f"_{job.request.segments}segments" if sampler is None else sampler.suffix
+    if job.request.name is None:
+        job = replace(job, path=job.path.with_name(NOT_IN_NAMES.sub("_", f"{job.name}{suffix}") + ".zarr"))
+    return replace(job, frames=centres_of(job, job.request.segments) if sampler is None else sampler.choose(job))
 
 
 def _load(request: Extraction, spec: NetworkSpec) -> Dataset:
@@ -313,7 +371,8 @@ def _job(
     if flow is not None and "flow_bound" in network_spec(network, **options).options:
         options |= {"flow_bound": flow.recipe["bound"], "flow_scale": 1.0}
     plain = network_spec(network, **options)
-    axis, hop = (request.axis, request.hop) if first else (None, None)
+    same_grid = first or request.for_head in SAMPLER_HEADS
+    axis, hop = (request.axis, request.hop) if same_grid else (None, None)
     if expert is not None and axis is None:
         axis, hop = (None if plain.reads == "text" else "segment"), hop or expert.hop_s
     own = trained_options(weights) | (request.network_options if first else {})
@@ -326,6 +385,8 @@ def _job(
         options |= {name: value for name, value in sampled.items() if getattr(plain, name) != value}
     if not clip_axis and first and request.draws:
         raise UserError(f"--draws {request.draws}: {network} looks at whole videos or captions here, not at clips")
+    if not clip_axis and first and request.test_clips:
+        raise UserError(f"--test-clips: {network} looks at whole videos or captions here, not at clips")
     spec = network_spec(network, **options)
     given = None
     if boxes is not None:
@@ -370,12 +431,12 @@ def find_durations(job: Job, headers_only: bool, progress, stop: threading.Event
         return _stored_durations(job)
     paths = {i: path for i in range(len(names)) if (path := job.dataset.video_path(i)) is not None}
     if headers_only:
-        found = [_header_duration(job, path) for path in paths.values()]
+        found = [_header_duration(job, i, path) for i, path in paths.items()]
     else:
         bar = progress(f"probing {job.dataset.name}", len(paths)) if progress else None
         found = job.probe_cache.get_many(
             list(paths.values()),
-            grid_fps=job.grid_fps,
+            grid_fps=[job.dataset.grid_fps_of(i) for i in paths],
             reads=job.reads,
             progress=(lambda *_: bar.update(1)) if bar else None,
             stop=stop,
@@ -405,9 +466,9 @@ def _stored_durations(job: Job) -> None:
             job.durations[i] = probe["duration_s"]
 
 
-def _header_duration(job: Job, path: Path) -> float | VideoError:
+def _header_duration(job: Job, video: int, path: Path) -> float | VideoError:
     try:
-        return quick_probe(path, grid_fps=job.grid_fps, reads=job.reads)[1] or np.nan
+        return quick_probe(path, grid_fps=job.dataset.grid_fps_of(video), reads=job.reads)[1] or np.nan
     except VideoError as error:
         return error
 
@@ -433,8 +494,11 @@ def _keep(
     return kept if kept and spec.kind == "backbone" or of_expert else tuple(spec.outputs)
 
 
-def _weights(request: Extraction, networks: list[str]) -> list[str | None]:
-    """What --weights says of each network of this run: NETWORK=VALUE, random:SEED for all, a path for the first."""
+def _weights(request: Extraction, networks: list[str], beside: str | None = None) -> list[str | None]:
+    """What --weights says of each network of this run: NETWORK=VALUE, random:SEED for all, a path for the first.
+
+    beside: the network of a sampler, whose weights are not looked at here.
+    """
     chosen: dict[str, str] = {}
     named: dict[str, str] = {}
     for value in request.weights:
@@ -442,6 +506,8 @@ def _weights(request: Extraction, networks: list[str]) -> list[str | None]:
         network = ALIASES.get(left, left)
         if equals and network in networks:
             named[network] = right
+        elif equals and network == beside:
+            continue
         elif equals and network in list_networks(hidden=True):
             raise UserError(f"--weights {value}: {left} does not run here, only {', '.join(networks)}")
         elif value.startswith("random:"):
@@ -453,7 +519,11 @@ def _weights(request: Extraction, networks: list[str]) -> list[str | None]:
 
 
 def _other_store(request: Extraction, dataset: Dataset, main: NetworkSpec) -> tuple[str, str | None] | None:
-    """The store beside the clip network's that SAOA reads: (network, boxes), or None."""
+    """The store beside the named network's that the head reads: (network, boxes), or None."""
+    if request.for_head in SAMPLER_HEADS:
+        if main.reads != "rgb_frame" or main.kind != "backbone":
+            raise UserError(f"--for {request.for_head}: {main.name} is no network of single frames, such as {LIGHT}")
+        return None if request.only else (RECOGNISER if "logits" not in main.outputs else LIGHT, None)
     of_clips = READS[main.reads][0] == "THWC" and request.axis in (None, "clip") and request.hop is None
     if request.only or request.backbone is None or request.boxes or not of_clips:
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,135 @@ from errors import UserError
 from extract.datasets import load_dataset
 from extract.decode import FrameError, VideoError, open_source
 from heads import get_head
+from pipelines.evaluation import Place, open_scorer
+from pipelines.frame_reader import FrameReader
 from pipelines.pictures import attention_pictures, training_curve
-from pipelines.run_folder import open_run
+from pipelines.run_folder import Run, open_run
 
-__all__ = ["frames_of", "plot_run"]
+__all__ = ["PICTURES", "Sources", "frames_of", "plot_run"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What pictures of a run are made of; stores are opened, and videos found, when a picture asks."""
+
+    run: Run
+    against: Run | None  # another run, for gains
+    clips: int  # how many are shown, where clips are shown
+    moved: Mapping[str, object] | None  # {role: store or path} of stores that have moved since the training
+    wanted_split: str | None
+    dataset: str | None
+    data: str | Path | None
+    videos: str | Path | None
+
+    @cached_property
+    def stores(self) -> dict:
+        return self.run.open_stores(self.moved)
+
+    @cached_property
+    def split(self) -> str:
+        """The wanted one, or val, or train where there is no val."""
+        if self.wanted_split or not self.stores:
+            return self.wanted_split or "val"
+        parts = {str(part) for part in next(iter(self.stores.values())).clips.get("split", ())}
+        return "val" if "val" in parts else "train"
+
+    @cached_property
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        first = next(iter(self.stores.values()), None)
+        return {} if first is None else first.manifest.dataset.get("class_names") or {}
+
+    @cached_property
+    def frame_at(self) -> Callable[[str, float], np.ndarray]:
+        """(video name, seconds) -> the frame: out of the frames store, where the run was trained on one, or a video."""
+        if "frames" in self.stores:
+            reader = FrameReader(self.stores["frames"])
+            number = {str(video): i for i, video in enumerate(reader.store.videos["name"])}
+            return lambda video, time_s: reader.read([number[video]], [[time_s]])[0][0]
+        name = self.dataset or self.run.facts["dataset"]["name"]
+        return frames_of(load_dataset(name, data_root=self.data, videos=self.videos))
+
+    @property
+    def of_clips(self) -> dict:
+        """Arguments of pictures that show clips of a head's stores."""
+        return {"frame_at": self.frame_at, "split": self.split, "stores": self.stores}
+
+    def scorer(self, run: Run):
+        """A run's best model on the clips of the split."""
+        place = Place(dataset=self.dataset, data=self.data, videos=self.videos)
+        moved = self.moved if run is self.run else None
+        options = {"stores": moved, "place": place, "device": None, "progress": False}
+        return open_scorer(run, self.split, allow_incomplete=run.facts.get("allow_incomplete", False), **options)
+
+
+# --- the pictures, by name ---
+
+
+def _curve(sources: Sources) -> list[Path]:
+    return [training_curve(sources.run)]
+
+
+def _attention(sources: Sources) -> list[Path]:
+    incomplete = sources.run.facts["allow_incomplete"]
+    return attention_pictures(sources.run, sources.clips, allow_incomplete=incomplete, **sources.of_clips)
+
+
+def _assignment(sources: Sources) -> list[Path]:
+    from pipelines.assignment_pictures import assignment_pictures
+
+    incomplete = sources.run.facts["allow_incomplete"]
+    return assignment_pictures(sources.run, sources.clips, allow_incomplete=incomplete, **sources.of_clips)
+
+
+def _confusion(sources: Sources) -> list[Path]:
+    from pipelines.confusion_pictures import confusion_pictures
+
+    return confusion_pictures(sources.run, sources.scorer(sources.run), sources.split, sources.class_names)
+
+
+def _gain(sources: Sources) -> list[Path]:
+    from pipelines.confusion_pictures import gain_pictures
+
+    if sources.against is None:
+        raise UserError("--what gain needs the run that it is a gain over: --against RUN")
+    scorers = [sources.scorer(run) for run in (sources.run, sources.against)]
+    return gain_pictures(sources.run, scorers[0], sources.against, scorers[1], sources.split, sources.class_names)
+
+
+def _features(sources: Sources) -> list[Path]:
+    from pipelines.feature_pictures import feature_pictures
+
+    return feature_pictures(sources.run, sources.stores, sources.split, sources.class_names)
+
+
+def _sampler(sources: Sources) -> list[Path]:
+    from pipelines.sampler_pictures import sampler_pictures
+
+    return sampler_pictures(sources.run, sources.clips, **sources.of_clips)
+
+
+PICTURES: dict[str, Callable[[Sources], list[Path]]] = {
+    "curve": _curve,
+    "attention": _attention,
+    "assignment": _assignment,
+    "confusion": _confusion,
+    "gain": _gain,
+    "features": _features,
+    "sampler": _sampler,
+}
+
+
+def usual_pictures(run: Run, against: Run | None) -> list[str]:
+    """What is drawn of a run when nobody says what: what its kind of head is looked at by."""
+    own = {"sampler": ("sampler",)}.get(run.kind, () if run.base else getattr(get_head(run.head_name), "pictures", ()))
+    return ["curve", *own, *(["gain"] if against is not None else [])]
 
 
 def plot_run(
     run: str | Path,
     *,
+    what: Iterable[str] = (),
+    against: str | Path | None = None,
     dataset: str | None = None,
     data: str | Path | None = None,
     videos: str | Path | None = None,
@@ -28,31 +149,25 @@ def plot_run(
     stores: Mapping[str, object] | None = None,
     split: str | None = None,
 ) -> list[Path]:
-    """Write `<run>/pictures`: the training curve, and for heads that attend to stored boxes, clips of a split.
+    """Write pictures of a run into `<run>/pictures` and return their paths.
 
+    what: names in `PICTURES`; by default the training curve, and what a head is looked at by (attention over boxes,
+    assignment maps), and with `against` the gain over that run.
     dataset, data, videos: where the frames come from, by default the dataset that the run's stores name.
     stores: {role: store or path} of those that have moved since the training.
     split: by default val, or train where there is no val.
+
+    Raises UserError: no such picture, or one that this kind of run does not have.
     """
     if clips < 1:
         raise UserError(f"--clips must be at least 1, got {clips}")
-    opened = open_run(run)
-    reads = {} if opened.base else get_head(opened.head_name).reads
-    paths = [training_curve(opened)]
-    if "objects" in reads:
-        there = opened.open_stores(stores)
-        parts = {str(part) for part in there[next(iter(reads))].clips.get("split", ())}
-        name = dataset or opened.facts["dataset"]["name"]
-        source = load_dataset(name, data_root=data, videos=videos)
-        paths += attention_pictures(
-            opened,
-            clips,
-            frame_at=frames_of(source),
-            split=split or ("val" if "val" in parts else "train"),
-            stores=there,
-            allow_incomplete=opened.facts["allow_incomplete"],
-        )
-    return paths
+    opened, other = open_run(run), None if against is None else open_run(against)
+    wanted = list(what) or usual_pictures(opened, other)
+    unknown = [name for name in wanted if name not in PICTURES]
+    if unknown:
+        raise UserError(f"--what {unknown[0]}: there is {', '.join(PICTURES)}")
+    sources = Sources(opened, other, clips, stores, split, dataset, data, videos)
+    return [path for name in dict.fromkeys(wanted) for path in PICTURES[name](sources)]
 
 
 def frames_of(dataset):
@@ -67,7 +182,7 @@ def frames_of(dataset):
                 f"video {video!r} is not on disk under {dataset.root}: give --data, or --dataset and --videos"
             )
         try:
-            return open_source(path, grid_fps=dataset.grid_fps)
+            return open_source(path, grid_fps=dataset.grid_fps_of(number[video]))
         except VideoError as error:
             raise UserError(str(error)) from error
 

@@ -43,27 +43,28 @@ class ProbeCache:
         self,
         paths: Sequence[Path],
         *,
-        grid_fps: float | None = None,
+        grid_fps: Sequence[float | None],
         reads: str = "rgb",
         progress: Callable[[int, int], None] | None = None,
         stop: threading.Event | None = None,
     ) -> list[Probe | VideoError]:
         """Probes of many videos in parallel, in their order; a video that cannot be read gives its error.
 
+        grid_fps: one for each path.
         stop: when set, no further video is begun, and the list ends early.
         """
 
-        def one(path: Path) -> Probe | VideoError | None:
+        def one(path: Path, fps: float | None) -> Probe | VideoError | None:
             if stop is not None and stop.is_set():
                 return None
             try:
-                return self.get(path, grid_fps=grid_fps, reads=reads)
+                return self.get(path, grid_fps=fps, reads=reads)
             except VideoError as error:
                 return error
 
         results = []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for found in pool.map(one, paths):
+            for found in pool.map(one, paths, grid_fps):
                 if found is None:
                     break
                 results.append(found)

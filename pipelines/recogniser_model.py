@@ -17,7 +17,7 @@ from errors import UserError
 from extract.networks import network_spec
 from pipelines.trained_models import thaw
 
-__all__ = ["LinearRecogniser", "Recogniser", "own_classifier"]
+__all__ = ["LinearRecogniser", "Recogniser", "TrainedRecogniser", "own_classifier"]
 
 _INIT_STD = 0.001  # of a new classifier, as TSN's authors have it
 
@@ -63,9 +63,7 @@ class Recogniser(nn.Module):
 
     def row_logits(self, frames: np.ndarray) -> np.ndarray:
         """uint8 (n, H, W, C) -> float32 (n, classes)."""
-        vector = torch.from_numpy(self.network.run({"frames": list(frames)})["vector"])
-        weight, bias = self.linear()
-        return (vector @ weight.T + bias).numpy()
+        return TrainedRecogniser(*self.linear(), self.network).row_logits(frames)
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """(weight (classes, C), bias (classes,)) float32 on the CPU: logits = weight @ vector + bias."""
@@ -98,14 +96,33 @@ class LinearRecogniser(nn.Module):
 
     def row_logits(self, vectors: np.ndarray) -> np.ndarray:
         """float32 (n, C) -> float32 (n, classes)."""
-        weight, bias = self.linear()
-        return (torch.from_numpy(vectors) @ weight.T + bias).numpy()
+        return TrainedRecogniser(*self.linear()).row_logits(vectors)
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """As `Recogniser.linear`."""
         (layer,) = self.classifier.values()
         weight = (layer.weight.detach() / self.std).cpu().float()
         return weight, layer.bias.detach().cpu().float() - weight @ self.mean.cpu()
+
+
+class TrainedRecogniser:
+    """A recogniser to be evaluated: the classifier that training left, on a network's `vector` or on cached features.
+
+    Args:
+        weight (classes, C), bias (classes,): float32 on the CPU.
+        network: `extract.networks.Network`; None: rows are features.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, network=None):
+        self.weight, self.bias, self.network = weight, bias, network
+
+    def prepare(self) -> None:
+        """For `row_logits`: a network out of a checkpoint is prepared already."""
+
+    def row_logits(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 (n, H, W, C), or features float32 (n, C) -> float32 (n, classes)."""
+        vectors = rows if self.network is None else self.network.run({"frames": list(rows)})["vector"]
+        return (torch.from_numpy(vectors) @ self.weight.T + self.bias).numpy()
 
 
 def _linear(width: int, classes: int) -> nn.Linear:

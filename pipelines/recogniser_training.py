@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from errors import UserError
 from extract.networks import create_network, network_spec, weights_options
@@ -32,7 +33,7 @@ from pipelines.training import array_of
 from pipelines.world import take_place
 from stores import Store, open_store, prefetch
 
-__all__ = ["RecogniserConfig", "train_recogniser"]
+__all__ = ["RecogniserConfig", "segment_scores", "train_recogniser"]
 
 ROWS_AT_ONCE = 64  # frames of a forward pass of validation
 MOMENT_ROWS = 1 << 16  # features that mean and deviation are taken from
@@ -215,20 +216,8 @@ class RecogniserTask:
         return self.targets.figures(self.scores(self.validation), self.validation)
 
     def scores(self, which: np.ndarray) -> np.ndarray:
-        """(n, classes) float32: logits of clips `which`, averaged over the middles of their segments; NaN of clips
-        without rows. A row that several segments or clips show is computed once."""
-        self.model.prepare()
-        out = np.full((len(which), self.targets.classes), np.nan, np.float32)
-        there = np.flatnonzero(self.rows.count[which] > 0)
-        if not len(there):
-            return out
-        u = np.full((len(there), self.config.test_segments), 0.5)
-        rows, place = np.unique(self.rows.at(which[there], u), return_inverse=True)
-        parts = [rows[i : i + ROWS_AT_ONCE] for i in range(0, len(rows), ROWS_AT_ONCE)]
-        shown = prefetch(self.inputs, parts, self.config.workers, self.config.ahead)
-        logits = np.concatenate([self.model.row_logits(arrays) for arrays in shown])
-        out[there] = logits[place.reshape(u.shape)].mean(axis=1)
-        return out
+        """`segment_scores` of clips `which`."""
+        return segment_scores(self.model, self.inputs, self.rows, which, self.targets.classes, self.config)
 
     def columns(self, figures: dict) -> dict[str, float]:
         name = self.targets.name
@@ -251,6 +240,29 @@ class RecogniserTask:
         figures = {key: value for key, value in best.items() if key != "score"}
         extra = {"trained_clips": len(self.fitted), "loss": history[best["epoch"] - 1]["loss"]}
         self.run.write_json("metrics.json", figures | extra | {"features": self.run.facts["features"]})
+
+
+def segment_scores(
+    model, inputs, rows: ClipRows, which: np.ndarray, classes: int, config, progress: bool = False
+) -> np.ndarray:
+    """(n, classes) float32: logits of clips `which`, averaged over the middles of their `config.test_segments`
+    segments; NaN of clips without rows. A row that several segments or clips show is computed once.
+
+    model: has `prepare` and `row_logits`, such as `recogniser_model.Recogniser`.
+    """
+    model.prepare()
+    out = np.full((len(which), classes), np.nan, np.float32)
+    there = np.flatnonzero(rows.count[which] > 0)
+    if not len(there):
+        return out
+    u = np.full((len(there), config.test_segments), 0.5)
+    wanted, place = np.unique(rows.at(which[there], u), return_inverse=True)
+    parts = [wanted[i : i + ROWS_AT_ONCE] for i in range(0, len(wanted), ROWS_AT_ONCE)]
+    shown = prefetch(inputs, parts, config.workers, config.ahead)
+    bar = tqdm(shown, total=len(parts), desc="scoring", disable=not progress, leave=False)
+    logits = np.concatenate([model.row_logits(arrays) for arrays in bar])
+    out[there] = logits[place.reshape(u.shape)].mean(axis=1)
+    return out
 
 
 # --- the network that it makes ---

@@ -189,6 +189,7 @@ def job_of_store(
         features=(store.path.parent.parent,),
         weights=(weights,) if weights else (),
         draws=facts["draws"] if isinstance(sampling, ClipSampling) else None,
+        test_clips=facts.get("test_clips", 0),
         seed=facts["seed"],
         dtype=recipe["dtype"],
         precision=recipe["precision"],
@@ -264,7 +265,7 @@ def _renew(job: Job, store: Store, names: list[str], announce, progress, stop) -
     """Blanks the rows of changed videos, and extends the grid where they are longer now: (store, rows to compute)."""
     store.unseal()
     reset_rows(store, np.flatnonzero(_of_videos(store, names)), "the video changed")
-    if job.sampling.axis in GRID_AXES:
+    if job.sampling.axis in GRID_AXES and "frames" not in store.manifest.dataset:  # chosen frames stay those chosen
         find_durations(job, False, progress, stop)
         others = [str(name) for name in job.dataset.videos["name"] if name not in names]
         store = grown(store, job, announce, leave_out=others)

@@ -13,10 +13,25 @@ from errors import UserError
 from extract.decode import DECODERS
 from extract.sampling import GRID_AXES
 
-__all__ = ["KEEP_FOR_HEAD", "Extraction", "feature_roots", "parse_settings", "readable_bytes", "some_of"]
+__all__ = [
+    "KEEP_FOR_HEAD",
+    "SAMPLER_HEADS",
+    "Extraction",
+    "feature_roots",
+    "parse_settings",
+    "readable_bytes",
+    "some_of",
+]
 
-# What each head reads of a clip network's store: the default of --keep.
-KEEP_FOR_HEAD = {"ipl": ("map",), "saoa": ("spatial", "vector"), "whole_frame": ("vector",)}
+# What each head reads of a network's store: the default of --keep.
+KEEP_FOR_HEAD = {
+    "ipl": ("map",),
+    "psn": ("vector", "logits"),
+    "saoa": ("spatial", "vector"),
+    "scsampler": ("vector", "logits"),
+    "whole_frame": ("vector",),
+}
+SAMPLER_HEADS = ("psn", "scsampler")  # they read a light network's store and a recogniser's, of the same frames
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*")
@@ -46,11 +61,15 @@ class Extraction:
     flow: str | None = None  # tvl1, dis, raft, or a store of flow images
     axis: str | None = None  # clip, frame or segment; default the network's
     hop: float | None = None  # seconds from one row to the next (frame and segment axes)
+    segments: int | None = None  # of the frame axis, the middle frames of so many equal segments of each clip
+    sampler: str | Path | None = None  # of the frame axis, the frames that this run of a sampler picks
+    sampled: int | None = None  # how many it picks of a clip; default its own M
     # what is stored
     for_head: str | None = None
     keep: tuple[str, ...] = ()
     only: bool = False
     draws: int | None = None  # random-centre clips a training segment
+    test_clips: int = 0  # evenly spaced clips of every other segment, beside its centre one
     seed: int = 0
     dtype: str = "float16"
     # how it is computed
@@ -78,12 +97,23 @@ class Extraction:
             raise UserError(f"--hop must be positive seconds, got {self.hop}")
         if self.hop is not None and self.axis == "clip":
             raise UserError("--hop is of the frame and segment axes; --axis clip has one window a clip and draw")
+        if self.segments is not None and self.sampler is not None:
+            raise UserError("--sampler picks among the middle frames of its own segments: leave --segments out")
+        if self.sampled is not None and self.sampler is None:
+            raise UserError(
+                f"--sampled {self.sampled} says how many frames a sampler picks: name it with --sampler RUN"
+            )
+        if self.sampler is not None and self.for_head is not None:
+            raise UserError(f"--sampler makes one store; --for {self.for_head} asks for those that training reads")
         if self.for_head is not None:
             _one_of("--for", self.for_head, tuple(KEEP_FOR_HEAD))
         if self.name is not None and not NAME.fullmatch(self.name):
             raise UserError(f"--name {self.name!r}: a store's name has letters, digits, '_', '-', '.' and '=' only")
         for flag, value, least in [
             ("--draws", self.draws, 0),
+            ("--test-clips", self.test_clips, 0),
+            ("--segments", self.segments, 1),
+            ("--sampled", self.sampled, 1),
             ("--limit", self.limit, 1),
             ("--unit-rows", self.unit_rows, 1),
             ("--batch-size", self.batch_size, 1),

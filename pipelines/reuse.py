@@ -16,6 +16,7 @@ import numpy as np
 from errors import MachineError, UserError
 from extract.decode import VideoError, stat_video
 from extract.networks import create_network
+from pipelines.frame_choice import other_choice
 from pipelines.planning import Job
 from pipelines.provenance import run_facts, run_name
 from pipelines.reading import captions_of
@@ -39,6 +40,8 @@ def finished_elsewhere(job: Job, network, announce: Announce) -> tuple[Store, np
     for store in _lab_stores(job, recipe_hash(job.recipe(network)), job.arrays, announce):
         same = (job.dataset.name, job.dataset.annotation_hash, job.sampling.axis, *job.path.parts[-2:])
         about = store.manifest.dataset
+        if other_choice(store, job):
+            continue
         if (about.get("name"), about.get("annotation_hash"), about.get("axis"), *store.path.parts[-2:]) != same:
             continue
         try:
@@ -127,7 +130,7 @@ def plan_reuse(job: Job, todo: np.ndarray, announce: Announce = lambda line: Non
 
 def _lab_stores(job: Job, recipe: str | None, arrays: Mapping, announce: Announce) -> Iterator[Store]:
     """The stores under the feature roots with this recipe and at least these arrays; not the job's own."""
-    for path in _store_paths(job.request.feature_roots, announce):
+    for path in store_paths(job.request.feature_roots, announce):
         try:
             if path.resolve() == job.path.resolve():
                 continue
@@ -144,7 +147,7 @@ def _lab_stores(job: Job, recipe: str | None, arrays: Mapping, announce: Announc
             yield store
 
 
-def _store_paths(roots: Iterable[Path], announce: Announce) -> Iterator[Path]:
+def store_paths(roots: Iterable[Path], announce: Announce) -> Iterator[Path]:
     for root in roots:
         try:
             yield from sorted([*root.glob("[!.]*/[!.]*.zarr"), *root.glob("[!.]*/[!.]*.h5")])
@@ -191,7 +194,8 @@ def _probes(job: Job, names: np.ndarray, wanted: list[int], sizes: set[int], ful
             stats[v] = {"kind": "frames" if path.is_dir() else "file", "size_bytes": size}
     if not full:
         return stats
-    probes = job.probe_cache.get_many(list(likely.values()), grid_fps=job.grid_fps, reads=job.reads)
+    grids = [job.dataset.grid_fps_of(place[names[v]]) for v in likely]
+    probes = job.probe_cache.get_many(list(likely.values()), grid_fps=grids, reads=job.reads)
     return {v: p.to_json() for v, p in zip(likely, probes, strict=True) if not isinstance(p, VideoError)}
 
 

@@ -54,7 +54,9 @@ def grown(store: Store, job: Job, announce: Callable[[str], None], leave_out: Se
         return store
     videos = len(set(job.dataset.videos["name"]) - set(store.videos["name"]))
     announce(f"{job.path}: extending by {fresh.sum():,} rows" + (f", {videos} videos are new" if videos else ""))
-    draws = max(job.draws, store.manifest.dataset.get("draws") or 0)
+    facts = {**job.dataset_facts, "draws": max(job.draws, store.manifest.dataset.get("draws") or 0)}
+    if "test_clips" in store.manifest.dataset:
+        facts["test_clips"] = store.manifest.dataset["test_clips"]
     return extend(
         store.path,
         {name: column[fresh] for name, column in job.rows.items()},
@@ -63,7 +65,7 @@ def grown(store: Store, job: Job, announce: Callable[[str], None], leave_out: Se
         job.dataset.texts,
         job.dataset.labels,
         job.dataset.events,
-        facts={**job.dataset_facts, "draws": draws},
+        facts=facts,
     )
 
 
@@ -74,6 +76,12 @@ def _found(store: Store, job: Job) -> np.ndarray:
         raise UserError(
             f"{job.path} was made with --seed {store.manifest.dataset.get('seed')}, which places its random centres;"
             f" asked for {job.request.seed}. Give that seed, or another --name"
+        )
+    there = store.manifest.dataset.get("test_clips", 0)
+    if there and job.request.test_clips not in (0, there):
+        raise UserError(
+            f"{job.path} has --test-clips {there}, whose places depend on their number; asked for"
+            f" {job.request.test_clips}. Give that number, or another --name"
         )
     clip_of, video_of = numbers_in(store, job.dataset.clips["id"], job.dataset.videos["name"])
     found = match_rows(theirs, in_numbering(mine, clip_of, video_of))

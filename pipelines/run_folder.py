@@ -39,19 +39,29 @@ class Run:
     facts: dict
 
     @property
+    def kind(self) -> str:
+        """head (of clips), sampler, backbone, recogniser or detector."""
+        return self.facts.get("kind", "head")
+
+    @property
+    def features(self) -> str:
+        """frozen: trained on cached features; end-to-end: the network that makes them was trained too."""
+        return self.facts.get("features") or ("end-to-end" if self.base else "frozen")
+
+    @property
     def head_name(self) -> str:
-        """The head's. Raises UserError for a base training, which left a network and no head on stores."""
-        if self.base:
+        """The head's. Raises UserError for a base training that left a network and no head."""
+        if "head" not in self.facts:
             raise UserError(
-                f"{self.path} is a base training ({self.trained}): its figures are in metrics.json; extract features"
-                f" with --weights {self.path}, and train heads on them"
+                f"{self.path} is a base training ({self.trained}), without a head; extract features with --weights"
+                f" {self.path}, and train heads on them"
             )
         return self.facts["head"]["name"]
 
     @property
     def base(self) -> bool:
         """Whether a network was trained here (train-backbone, -recogniser, -detector)."""
-        return self.facts.get("kind") in ("backbone", "recogniser", "detector")
+        return self.kind in ("backbone", "recogniser", "detector")
 
     @property
     def trained(self) -> str:
@@ -109,7 +119,7 @@ class Run:
         if not Path(path).exists():
             raise UserError(
                 f"{self.path}: its {role} store is not at {path} any more; say where it is now with --{role} PATH"
-                " (of evaluate and plot)"
+                " (of evaluate, predict and plot)"
             )
         return path
 
@@ -117,7 +127,7 @@ class Run:
         """Refuses a store whose recipe is not the one that this run was trained on."""
         fact = self.facts["stores"].get(role)
         if fact is None:
-            raise UserError(f"{self.path}: head {self.head_name} reads no {role} store")
+            raise UserError(f"{self.path}: {self.trained} reads no {role} store")
         if store.manifest.recipe_hash != fact["recipe"]:
             lines = recipe_difference(fact["recipe_fields"], store.manifest.recipe)
             raise UserError(f"{store.path} is not what {self.path} was trained on ({role}): " + "; ".join(lines))

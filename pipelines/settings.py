@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import get_type_hints
+from types import NoneType
+from typing import get_args, get_type_hints
 
 from errors import UserError
 
@@ -15,9 +16,13 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 
 def settings_of(config: type) -> dict[str, type]:
-    """{field name: type} of a config dataclass."""
+    """{field name: type} of a config dataclass; of `X | None` (None: as another setting says) it is X."""
     hints = get_type_hints(config)
-    return {field.name: hints[field.name] for field in fields(config)}
+    return {field.name: _but_none(hints[field.name]) for field in fields(config)}
+
+
+def _but_none(hint):
+    return next((kind for kind in get_args(hint) if kind is not NoneType), hint) if NoneType in get_args(hint) else hint
 
 
 def part_of(chosen: Mapping[str, object], config: type) -> dict[str, object]:
@@ -30,7 +35,7 @@ def parse_settings(
     given: Mapping[str, object] | Iterable[str], known: Mapping[str, type], epochs: int | None = None
 ) -> dict[str, object]:
     """{"lr": 0.01} or ["lr=0.01"] -> typed values; `epochs` (--epochs), where it is given, counts before --set. Raises
-    UserError for a key that is not there (naming the nearest that are) or a value of another type."""
+    UserError for a key that is not there (naming those that are, the nearest first) or a value of another type."""
     if isinstance(given, Mapping):
         pairs = list(given.items())
     else:
@@ -47,8 +52,8 @@ def parse_settings(
 def _typed(key: str, value: object, known: Mapping[str, type]):
     if key not in known:
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
-        hint = f"near it are {', '.join(near)}" if near else f"there are {', '.join(sorted(known))}"
-        raise UserError(f"--set {key}: no such setting; {hint}")
+        hint = f"near it are {', '.join(near)}; " if near else ""
+        raise UserError(f"--set {key}: no such setting; {hint}there are {', '.join(sorted(known))}")
     kind = known[key]
     try:
         if kind is bool:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from extract.networks.spec import READS
 from pipelines.devices import to_device
@@ -125,18 +126,26 @@ def geometry(seen: torch.Tensor, map_h: int, map_w: int) -> torch.Tensor:
 
 
 def centre_scores(
-    model: TrainedNetwork, clips: LabelledClips, which: np.ndarray, outputs: Mapping[str, int], batch_size: int
+    model: TrainedNetwork,
+    clips: LabelledClips,
+    which: np.ndarray,
+    outputs: Mapping[str, int],
+    batch_size: int,
+    progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """{name: (n_clips, outputs) float32 logits of centre clips, NaN of clips not in `which`}, as after extraction."""
+    """{name: (n, outputs) float32 logits of the centres of clips `which`, as after extraction}, NaN without frames."""
     model.eval()
-    n, device = len(clips.clips["id"]), str(model.network.device)
-    out = {name: np.full((n, width), np.nan, np.float32) for name, width in outputs.items()}
-    batches = [which[i : i + batch_size] for i in range(0, len(which), batch_size)]
-    for items, arrays in zip(batches, prefetch(_Middle(clips), batches), strict=True):
+    device = str(model.network.device)
+    out = {name: np.full((len(which), width), np.nan, np.float32) for name, width in outputs.items()}
+    there = np.flatnonzero(np.isin(which, clips.readable(which)))
+    places = [there[i : i + batch_size] for i in range(0, len(there), batch_size)]
+    batches = [which[of_batch] for of_batch in places]
+    bar = tqdm(prefetch(_Middle(clips), batches), total=len(batches), desc="scoring", disable=not progress, leave=False)
+    for of_batch, arrays in zip(places, bar, strict=True):
         with model.network.inference():
             logits = model(to_device(arrays, device))
         for name, values in out.items():
-            values[items] = logits[name].float().cpu().numpy()
+            values[of_batch] = logits[name].float().cpu().numpy()
     return out
 
 

@@ -70,6 +70,8 @@ def train_head(
     objects=None,
     sampler=None,
     recogniser=None,
+    text=None,
+    experts=(),
     target: str | None = None,
     dataset: str | None = None,
     features: Iterable[str | Path] = (),
@@ -90,6 +92,7 @@ def train_head(
         verb, noun, objects: stores or their paths; those not given are looked for under `features` (of `dataset`
             if that is given), see `find_stores`.
         sampler, recogniser, target: of heads that sample frames, see `pipelines.sampler_training`.
+        text, experts: of heads that find videos by texts, see `pipelines.retrieval_training`.
         out: run folder, default runs/<head>-<dataset>-s<seed>. The same training there goes on where it stopped.
         set: settings by name, {"lr": 0.01} or ["lr=0.01"]: fields of TrainingConfig and of the head's config.
         fit: clips to train on; with "trainval" there is no validation, and the last epoch counts as best.
@@ -105,25 +108,31 @@ def train_head(
     check_fit(fit)
     head_class = get_head(name)
     given = {"verb": verb, "noun": noun, "objects": objects, "sampler": sampler, "recogniser": recogniser}
+    shared = {
+        "dataset": dataset,
+        "out": out,
+        "set": set,
+        "fit": fit,
+        "seed": seed,
+        "epochs": epochs,
+        "device": device,
+        "allow_random": allow_random,
+        "allow_incomplete": allow_incomplete,
+        "progress": progress,
+        "say": say,
+    }
+    if "experts" in head_class.reads:
+        from pipelines.retrieval_training import train_retrieval
+
+        for role in (role for role, store in given.items() if store is not None):
+            say(f"{name} reads no {role} store: {given[role]} is left out")
+        return train_retrieval(name, text=text, experts=experts, features=features, **shared)
+    if text is not None or experts:
+        raise UserError(f"--text and --expert are for retrieval heads; {name} reads {', '.join(head_class.reads)}")
     if {*head_class.reads} == {"sampler", "recogniser"}:
         from pipelines.sampler_training import train_sampler
 
-        return train_sampler(
-            name,
-            given,
-            target=target,
-            dataset=dataset,
-            out=out,
-            set=set,
-            fit=fit,
-            seed=seed,
-            epochs=epochs,
-            device=device,
-            allow_random=allow_random,
-            allow_incomplete=allow_incomplete,
-            progress=progress,
-            say=say,
-        )
+        return train_sampler(name, given, target=target, **shared)
     if target is not None:
         raise UserError(f"--target is for heads that sample frames; {name} learns verbs and nouns")
     stores = given_stores(name, head_class.reads, given, dataset, features, say)

@@ -36,6 +36,7 @@ class Videos:
         self._lock = threading.Lock()
         self._mine = threading.local()
         self._paths = {name: job.dataset.video_path(i) for i, name in enumerate(job.dataset.videos["name"])}
+        self._grids = {name: job.dataset.grid_fps_of(i) for i, name in enumerate(job.dataset.videos["name"])}
 
     def open(self, video: int) -> Opened:
         """The video, probed and recorded in the store if this is the first time that any process sees it."""
@@ -54,11 +55,12 @@ class Videos:
                 return Opened()
             if not job.needs_videos:
                 return Opened(size=(probe["width"], probe["height"]), usable=True)
-            path = self._paths[self.store.videos["name"][video]]
+            name = self.store.videos["name"][video]
+            path = self._paths[name]
             if job.spec.reads == "waveform":
                 return Opened(open_audio(path, round(job.spec.fps)), usable=True)
             source = open_source(
-                path, decoder=job.request.decoder, grid_fps=job.grid_fps, reads=job.reads, threads=self.threads
+                path, decoder=job.request.decoder, grid_fps=self._grids[name], reads=job.reads, threads=self.threads
             )
             return Opened(source, size=(source.width, source.height), usable=True)
         except VideoError as error:
@@ -72,7 +74,7 @@ class Videos:
         """
         name, job = self.store.videos["name"][video], self.job
         if job.needs_videos:
-            found = job.probe_cache.get(self._paths[name], grid_fps=job.grid_fps, reads=job.reads)
+            found = job.probe_cache.get(self._paths[name], grid_fps=self._grids[name], reads=job.reads)
             return self.store.probe(name) if self._record(name, video, found) else None
         probe = job.flow.store.probe(name)  # what the store of flow images knows of the video is all that is needed
         if probe is not None:
@@ -108,6 +110,7 @@ def changed_videos(job: Job, store: Store) -> list[str]:
         return changed
     computed = np.unique(store.rows["video"][store.ok])
     paths = {name: job.dataset.video_path(i) for i, name in enumerate(job.dataset.videos["name"])}
+    grids = {name: job.dataset.grid_fps_of(i) for i, name in enumerate(job.dataset.videos["name"])}
     for video in computed.tolist():
         name = store.videos["name"][video]
         path, known = paths.get(name), store.probe(video)
@@ -118,7 +121,7 @@ def changed_videos(job: Job, store: Store) -> list[str]:
             same = (known["size_bytes"], known["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
             if (
                 same
-                or job.probe_cache.get(path, grid_fps=job.grid_fps, reads=job.reads).content_hash
+                or job.probe_cache.get(path, grid_fps=grids[name], reads=job.reads).content_hash
                 == known["content_hash"]
             ):
                 continue

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from frame_samples import colour_dataset, colour_frames, frames_request
+from run_files import metrics_of, same_figures
 from safetensors.torch import load_file
 
+from cli import main
 from errors import UserError
 from extract.networks import create_network, trained_options
 from extract.sampling import clip_rows
-from pipelines import extract, plan_extraction
+from pipelines import evaluate, extract, plan_extraction
 from pipelines.base_training import BackboneConfig, train_backbone
+from pipelines.evaluation import Place
 from pipelines.labelled_clips import LabelledClips, clip_input, clip_source, labels_of
 from stores import open_store
 
@@ -122,16 +127,42 @@ def test_it_learns_and_says_so(folder, tmp_path):
     assert float(last) < 0.7 * float(first)
 
 
-def test_its_curve_is_drawn_and_there_is_no_head_to_evaluate(whole):
-    from pipelines import evaluate
+def test_its_curve_is_drawn_and_there_is_no_head(whole):
     from pipelines.plotting import plot_run
+    from pipelines.run_folder import open_run
 
     (curve,) = plot_run(whole)
     assert curve.name == "training_curve.png" and curve.stat().st_size > 5000
-    with pytest.raises(
-        UserError, match="is a base training .tiny3d.: its figures are in metrics.json; extract features"
-    ):
-        evaluate(whole)
+    with pytest.raises(UserError, match="is a base training .tiny3d., without a head; extract features"):
+        open_run(whole).best_head()
+
+
+def test_evaluate_gives_the_figures_of_the_best_epoch(folder, whole, tmp_path):
+    found = evaluate(whole, progress=False)
+    assert same_figures(found, whole) and {"verb", "noun", "action", "clips", "coverage"} <= set(found)
+    assert json.loads((whole / "metrics_val.json").read_text()) == found
+    with pytest.raises(UserError, match="this tiny3d was trained on colours train, which holds 18 of these clips"):
+        evaluate(whole, "train", progress=False)
+    assert evaluate(whole, "train", allow_seen=True, progress=False)["clips"] == 18
+    with pytest.raises(UserError, match="no clip is in split 'test'"):
+        evaluate(whole, "test", progress=False)
+    other = colour_frames(folder, name="frames_other", option=('resize={"mode":"squash","size":48}',))
+    with pytest.raises(UserError, match="is not what .* was trained on .frames."):
+        evaluate(whole, stores={"frames": other}, progress=False)
+    with pytest.raises(UserError, match="tiny3d reads no verb store"):
+        evaluate(whole, stores={"verb": other}, progress=False)
+
+
+def test_evaluate_of_a_moved_store_and_the_command(folder, tmp_path):
+    run, _ = train(folder, tmp_path / "run", target="action", set={"epochs": 2})
+    place = shutil.copytree(folder / "features" / "colours" / "frames.zarr", tmp_path / "moved.zarr")
+    facts = json.loads((run / "run.json").read_text())
+    facts["stores"]["frames"]["path"] = str(tmp_path / "gone.zarr")
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="its frames store is not at .*gone.zarr any more; say where it is now"):
+        evaluate(run, progress=False)
+    result = CliRunner().invoke(main, ["evaluate", str(run), "--frames", str(place), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0 and same_figures(json.loads(result.stdout), run)
 
 
 def test_the_checkpoint_is_weights_for_extraction(folder, whole, tmp_path):
@@ -287,6 +318,10 @@ def test_decoding_on_the_fly_trains_the_same_clips(folder, tmp_path):
     options = {"dataset": str(folder / "colours.csv"), "videos": folder / "videos", "set": {"epochs": 1}}
     one, _ = train(folder, tmp_path / "one", frames="decode", **options)
     other, _ = train(folder, tmp_path / "other", set={"epochs": 1})
+    place = Place(str(folder / "colours.csv"), videos=folder / "videos")
+    assert same_figures(evaluate(one, place=place, progress=False), one)
+    store = folder / "features" / "colours" / "frames.zarr"
+    assert evaluate(one, stores={"frames": store}, progress=False)["clips"] == 6
     losses = [float(curve(run)[1][2]) for run in (one, other)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # frames as JPEGs differ a little
 
@@ -425,7 +460,8 @@ def test_ipl_and_its_network_are_trained_together(folder, tmp_path):
     before = create_network("tiny3d", "random:0").module.state_dict()
     assert all(not torch.equal(tensors[key], value) for key, value in before.items())
     assert any(key.startswith("beside/head.") for key in tensors)
-    assert {"verb", "noun", "action"} <= set(json.loads((run / "metrics.json").read_text()))
+    assert {"verb", "noun", "action"} <= set(metrics_of(run))
+    assert same_figures(evaluate(run, progress=False), run)
 
 
 def test_saoa_with_cached_objects_and_its_network(folder, tmp_path):
@@ -446,6 +482,7 @@ def test_saoa_with_cached_objects_and_its_network(folder, tmp_path):
     run, _ = train(folder, tmp_path / "run", **options)
     facts = json.loads((run / "run.json").read_text())
     assert set(facts["stores"]) == {"frames", "objects"}
+    assert same_figures(evaluate(run, progress=False), run)
     tensors = load_file(run / "best.safetensors")
     before = create_network("tiny3d", "random:0").module.state_dict()
     assert all(not torch.equal(tensors[key], value) for key, value in before.items())

@@ -109,7 +109,7 @@ def test_plan_writes_nothing(made):
     )
     facts = json.loads(done.stdout)
     assert done.exit_code == 0 and [job["axis"] for job in facts] == ["clip", "frame"]
-    assert facts[0]["rows"] == 3 + 2 * 4 and facts[0]["network"] == "i3d_rgb"
+    assert facts[0]["rows"] == 3 + 2 * 2 and facts[0]["network"] == "i3d_rgb"
     assert facts[1]["network"] == "faster_rcnn_r50_fpn" and facts[1]["rows"] == 6 + 5
     assert sorted(made.rglob("*")) == before
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from run_files import same_figures
 
+from cli import main
 from commands.train_detector import train_detector as command
 from errors import UserError
 from extract.datasets import load_dataset
@@ -17,14 +19,16 @@ from extract.networks.faster_rcnn_losses import box_losses, region_losses, sampl
 from extract.networks.faster_rcnn_steps import decode
 from extract.networks.faster_rcnn_training import TrainedDetector, renew_predictor
 from extract.weights import RandomWeightsWarning, read_state
-from pipelines import Extraction, extract
+from pipelines import Extraction, evaluate, extract
 from pipelines.boxes import GivenBoxes, dataset_boxes
 from pipelines.detection_figures import coco_figures
 from pipelines.detector_training import PRESETS, THESIS, DetectorConfig, join_boxes, train_detector
 from pipelines.devices import to_device
+from pipelines.evaluation import Place, open_scorer
 from pipelines.frame_reader import FrameReader
 from pipelines.loop import Loop
-from pipelines.run_folder import load_tensors
+from pipelines.reproduce import reproduce
+from pipelines.run_folder import load_tensors, open_run
 from stores import open_store
 
 warnings.simplefilter("ignore", RandomWeightsWarning)
@@ -324,6 +328,29 @@ def test_the_checkpoint_runs_as_it_was_validated(kitchen, run):
     )
 
 
+def test_evaluate_gives_the_figures_of_the_best_epoch(kitchen, run):
+    place = Place(KITCHEN, data=kitchen[0]["data"])
+    found = evaluate(run, place=place, progress=False)
+    assert same_figures(found, run) and found["frames"] == 6 and found["coverage"] == 1.0
+    assert json.loads((run / "metrics_val.json").read_text()) == found
+    with pytest.raises(
+        UserError, match="this faster_rcnn_lite0_fpn was trained on toykitchen.*train, which holds 6 of"
+    ):
+        evaluate(run, "train", place=place, progress=False)
+    arguments = ["evaluate", str(run), "--dataset", KITCHEN, "--data", str(place.data), "--json"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and json.loads(result.stdout) == found
+    with pytest.raises(UserError, match="which gives no scores of clips"):
+        open_scorer(open_run(run), "val")
+
+
+def test_a_run_is_reproduced(kitchen, run, tmp_path):
+    place, said = Place(KITCHEN, data=kitchen[0]["data"]), []
+    found = reproduce(run, out=tmp_path / "again", place=place, device="cpu", progress=False, say=said.append)
+    assert found.identical and not found.different and {"mAP", "mAP50", "recall"} <= set(found.figures)
+    assert said[0].startswith("frames: ")
+
+
 def test_extraction_takes_the_run(kitchen, run):
     options, dataset, _ = kitchen
     request = Extraction(
@@ -408,6 +435,14 @@ def test_boxes_of_a_csv_are_one_class(kitchen, tmp_path):
     figures, facts = (json.loads((out / name).read_text()) for name in ("metrics.json", "run.json"))
     assert facts["network"]["options"]["classes"] == 2 and facts["boxes"]["file"] == "boxes.csv"
     assert figures["mAP50"] == pytest.approx(figures["any_class_mAP50"])
+    place = Place(KITCHEN, data=kitchen[0]["data"])
+    with pytest.raises(UserError, match="was trained on the boxes of a file: say where it is with --boxes boxes.csv"):
+        evaluate(out, place=place, progress=False)
+    assert same_figures(evaluate(out, place=replace(place, boxes=tmp_path / "boxes.csv"), progress=False), out)
+    with pytest.warns(UserWarning, match="these are not the boxes that"):
+        other = tmp_path / "other.csv"
+        other.write_text("\n".join(lines[:-1]) + "\n")
+        evaluate(out, place=replace(place, boxes=other), progress=False)
 
 
 def test_the_command(kitchen, tmp_path):

@@ -83,6 +83,8 @@ def test_options_that_the_readme_names_exist():
             ["extract"],
             ["train-head"],
             ["train-backbone"],
+            ["evaluate"],
+            ["recognize"],
             ["store", "inspect"],
             ["store", "repair"],
             ["store", "merge"],

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from frame_samples import colour_dataset, colour_frames, frames_request
+from run_files import metrics_of, same_figures
 from safetensors.torch import load_file
 
 from commands.train_recogniser import train_recogniser as command
 from errors import UserError
 from extract.networks import create_network
-from pipelines import extract, loop, recogniser_training
+from pipelines import evaluate, extract, loop, recogniser_training
 from pipelines.frame_reader import FrameReader
 from pipelines.labelled_clips import ClipSource
 from pipelines.recogniser_clips import ClipRows, FrameInputs, Targets, VectorInputs, segment_positions, targets_of
@@ -57,10 +58,6 @@ def train(out, **options):
     settings = QUICK | options.pop("set", {})
     run = train_recogniser(out=out, set=settings, progress=False, say=said.append, **{"epochs": 2, **options})
     return run, said
-
-
-def metrics_of(run):
-    return json.loads((run / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +301,15 @@ def test_tsn_learns_colours_and_says_so(trained):
     assert facts["stores"]["frames"]["recipe"] and facts["lineage"] == []  # it began with random weights
 
 
+def test_evaluate_gives_the_figures_of_the_best_epoch(trained):
+    run, _ = trained
+    found = evaluate(run, progress=False)
+    assert same_figures(found, run) and set(found["noun"]) == {"top1", "top5", "mAP"}
+    with pytest.raises(UserError, match="was trained on colours train, which holds 18 of these clips"):
+        evaluate(run, "train", progress=False)
+    assert evaluate(run, "train", allow_seen=True, progress=False)["clips"] == 18
+
+
 def test_extraction_takes_the_run_and_gives_logits(folder, frames, trained, tmp_path):
     run, _ = trained
     tensors, metadata = load_tensors(run / "best.safetensors")
@@ -388,6 +394,7 @@ def test_a_classifier_of_cached_features_is_a_network_again(folder, tmp_path):
     run, said = train(tmp_path / "run", vectors=store, target="noun", epochs=10, allow_random=True, set={"lr": 0.002})
     figures = metrics_of(run)
     assert figures["features"] == "frozen" and figures["noun"]["top1"] == 1.0 and len(said) == 12
+    assert same_figures(evaluate(run, progress=False), run)
     tensors, metadata = load_tensors(run / "best.safetensors")
     net = create_network(NET, str(run))
     vectors = open_store(store)
@@ -408,6 +415,7 @@ def test_features_whose_network_is_not_here_give_a_classifier_alone(tmp_path):
     run, said = train(tmp_path / "run", vectors=store, target="labels", epochs=3)
     assert any("the weights of shufflenet_v2 that made" in line for line in said)
     figures = metrics_of(run)
+    assert same_figures(evaluate(run, stores={"vectors": store}, progress=False), run)
     assert figures["clips"] == 1 and figures["trained_clips"] == 2 and 0 <= figures["labels"]["mAP"] <= 1
     tensors, _ = load_tensors(run / "best.safetensors")
     assert {k: tuple(v.shape) for k, v in tensors.items()} == {

@@ -1,0 +1,105 @@
+"""Pictures of IPL: where on the frames the features lie that name the noun (thesis figure 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+from pipelines.devices import to_device
+from pipelines.evaluation import clip_dataset
+from pipelines.pictures import FrameAt, chosen_items, clip_words, pyplot, save_figure
+from pipelines.run_folder import Run, open_run
+
+__all__ = ["assignment_pictures"]
+
+_RIGHT, _WRONG = "#2e8b3d", "#c0202a"
+
+
+def assignment_pictures(
+    run: str | Path | Run,
+    n: int = 6,
+    *,
+    frame_at: FrameAt,
+    split: str = "val",
+    stores: Mapping[str, object] | None = None,
+    clips: Sequence[str] | None = None,
+    class_names: Mapping[str, Sequence[str]] | None = None,
+    frames_shown: int = 4,
+    allow_incomplete: bool = False,
+) -> list[Path]:
+    """One PNG a clip in `<run>/pictures`: frames under the sum of the assignments to the selected verbs' prototypes.
+
+    Arguments as for `pictures.attention_pictures`. `frames_shown` of the map's steps, evenly spaced; each lies over the
+    frame in the middle of the time it stands for, at the place that the store's geometry says. Red is much, on one
+    scale a clip; the title is green where verb and noun are right and red where they are not.
+
+    Raises UserError: a head without assignments, a clip that is not in the split, a split without any features, a
+    picture that cannot be written.
+    """
+    import torch
+
+    run = run if isinstance(run, Run) else open_run(run)
+    head, _ = run.best_head()
+    if run.head_name != "ipl":
+        raise UserError(f"{run.path}: head {run.head_name} assigns no features to prototypes; ipl does")
+    opened = run.open_stores(stores)
+    dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
+    items = chosen_items(dataset, clips, n)
+    if not items:
+        raise UserError(f"{run.path}: no clip of split {split!r} has features, so there is no assignment to show")
+    batch = dataset.batch(items)
+    with torch.inference_mode():
+        out = {key: value.numpy() for key, value in head(to_device(batch, "cpu")).items()}
+    store = dataset.stores["verb"]
+    names = class_names or store.manifest.dataset.get("class_names") or {}
+    paths = []
+    for i, item in enumerate(items):
+        clip, video = dataset.clip_ids[dataset.clips[item]], dataset.video_names[dataset.videos[item]]
+        maps = out["selected"][i]  # (T, H, W)
+        start, stop = _window(store, dataset.clips[item])
+        steps = np.unique(np.linspace(0, len(maps) - 1, min(frames_shown, len(maps))).round().astype(int))
+        times = start + (steps + 0.5) / len(maps) * (stop - start)
+        truth, guess, right = clip_words(batch, out, i, names)
+        title = f"{clip}     truth: {truth}     predicted: {guess}"
+        path = run.path / "pictures" / f"assignment_{str(clip).replace('/', '_')}.png"
+        frames = [frame_at(video, max(float(time), 0.0)) for time in times]
+        paths.append(_draw(path, title, right, frames, times, maps[steps], batch["verb"]["geometry"][i]))
+    return paths
+
+
+def _window(store, clip: int) -> tuple[float, float]:
+    """Seconds that the centre clip of an annotated clip shows."""
+    rows = store.rows
+    row = np.flatnonzero((rows["clip"] == clip) & (rows["draw"] == 0))[0]
+    return float(rows["start_s"][row]), float(rows["stop_s"][row])
+
+
+def _draw(path: Path, title: str, right: bool, frames, times, maps: np.ndarray, geometry: np.ndarray) -> Path:
+    plt = pyplot()
+    high, wide = frames[0].shape[:2]
+    inches = 3.1
+    figure, axes = plt.subplots(
+        1, len(frames), figsize=(inches * len(frames) + 0.7, inches * high / wide + 0.9), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    sx, sy, ox, oy = (float(value) for value in geometry)
+    rows, columns = maps.shape[1:]
+    # Cells c of the map lie at relative places (c - o) / s of the frame.
+    extent = (-ox / sx * wide, (columns - ox) / sx * wide, (rows - oy) / sy * high, -oy / sy * high)
+    for axis, frame, time, cells in zip(axes[0], frames, times, maps, strict=True):
+        axis.imshow(frame.mean(axis=-1), cmap="gray", vmin=0, vmax=255)  # colour is the assignment's
+        shown = axis.imshow(
+            cells, extent=extent, cmap="turbo", alpha=0.5, interpolation="bilinear", vmin=0, vmax=max(maps.max(), 1e-6)
+        )
+        axis.set_xlim(0, wide)
+        axis.set_ylim(high, 0)
+        axis.axis("off")
+        axis.set_title(f"{time:.2f} s", fontsize=9)
+    bar = figure.colorbar(shown, ax=list(axes[0]), fraction=0.04, pad=0.01)
+    bar.ax.tick_params(labelsize=7)
+    bar.solids.set_alpha(1)
+    figure.suptitle(title, fontsize=10, color=_RIGHT if right else _WRONG)
+    return save_figure(figure, path)

@@ -1,0 +1,217 @@
+"""The best checkpoints of base trainings, opened again: the figures that their validation takes, of any split."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+from errors import UserError
+from extract.datasets import load_dataset
+from extract.networks import create_network, network_spec
+from extract.networks.packages import need_package
+from extract.sampling import ClipSampling
+from extract.transforms import Resize
+from extract.weights import TRAINED_BESIDE
+from heads import create_head
+from pipelines.base_training import BackboneConfig, object_reader, prior_of
+from pipelines.detector_training import (
+    DetectorConfig,
+    FramesOfSplit,
+    boxes_of,
+    detection_figures,
+    join_boxes,
+    readable_frames,
+    validated_network,
+)
+from pipelines.devices import pick_device
+from pipelines.evaluated_clips import ClipScorer, EvaluatedClips, class_counts
+from pipelines.evaluation import check_lineage, covered_accuracies, write_figures
+from pipelines.frame_reader import FrameReader
+from pipelines.labelled_clips import (
+    ClipInput,
+    ClipSource,
+    LabelledClips,
+    check_frames,
+    clip_source,
+    input_options,
+    labels_of,
+    source_of,
+)
+from pipelines.recogniser_clips import ClipRows, FrameInputs, VectorInputs, targets_of
+from pipelines.recogniser_training import RecogniserConfig, segment_scores
+from pipelines.run_folder import Run
+
+__all__ = ["backbone_scorer", "detector_figures_of", "recogniser_scorer"]
+
+
+def backbone_scorer(run: Run, split: str, *, stores, place, device, allow_incomplete, progress) -> ClipScorer:
+    """A run of train-backbone with linear classifiers or a head: centre clips of its frames."""
+    facts, targets = run.facts, run.facts["targets"]
+    config, of_network = BackboneConfig(**facts["training"]), facts["network"]
+    device = pick_device(device)
+    tensors, metadata = run.best_checkpoint()
+    spec = network_spec(of_network["name"], **of_network["options"])
+    given = ClipInput(spec, ClipSampling(**of_network["sampling"]), Resize(**of_network["resize"]))
+    opened, source = _frames(run, spec.reads, stores, place)
+    check_frames(source, given)
+    labels, _ = labels_of(source, targets, facts["fit"])
+    clips = LabelledClips(source.clips, labels, source.frames, given, facts["seed"])
+    options = input_options(of_network["options"], given)
+    network = create_network(of_network["name"], str(run.path), **options).to(device, config.precision)
+    model = _trained_model(run, network, tensors)
+    if "objects" in opened:
+        clips.objects = object_reader(opened["objects"], model.head.reads["objects"], model.head.config, source)
+
+    own = _evaluated(source, labels, source.split(split), split)
+    fitted = source.split(facts["fit"])
+    prior = prior_of(clips, clips.usable(fitted), targets)
+
+    def score() -> dict[str, np.ndarray]:
+        from pipelines.trained_models import centre_scores
+
+        return centre_scores(model, clips, own.which, targets, config.at_once, progress)
+
+    return ClipScorer(
+        clips=own,
+        classes=targets,
+        epoch=metadata["epoch"],
+        counts={name: class_counts(labels[name][fitted], n) for name, n in targets.items()},
+        prior=prior,
+        score=score,
+        figures=lambda scores: covered_accuracies(scores, own.labels, prior),
+    )
+
+
+def recogniser_scorer(run: Run, split: str, *, stores, place, device, allow_incomplete, progress) -> ClipScorer:
+    """A run of train-recogniser: the mean over the middles of a clip's segments."""
+    facts = run.facts
+    config, ((target, classes),) = RecogniserConfig(**facts["training"]), facts["targets"].items()
+    device = pick_device(device)
+    tensors, metadata = run.best_checkpoint()
+    opened = run.open_stores(stores)
+    if "frames" in opened:
+        source = clip_source("rgb_frame", dataset=None, frames=opened["frames"])
+        store = source.frames.store
+        inputs = FrameInputs(source.frames, facts["network"]["options"]["resize"]["crop"], config, facts["seed"])
+    else:
+        store = opened["vectors"]
+        source, inputs = source_of(store), VectorInputs(store)
+    model = _trained_recogniser(run, tensors, target, classes, "frames" in opened, device, config.precision)
+    targets = dataclasses.replace(targets_of(source, store, target, facts["fit"]), classes=classes)
+    rows = ClipRows(store, allow_incomplete)
+    own = _evaluated(source, {} if targets.multi else {target: targets.labels[:, 0]}, source.split(split), split)
+
+    def figures(scores: Mapping[str, np.ndarray]) -> dict:
+        """As in validation, of the clips that have labels."""
+        known = targets.known[own.which]
+        if not known.any():
+            raise UserError(f"split {split!r} has no clips with {target} labels: no figures")
+        return targets.figures(scores[target][known], own.which[known])
+
+    return ClipScorer(
+        clips=own,
+        classes={target: classes},
+        epoch=metadata["epoch"],
+        counts={target: class_counts(targets.labels[source.split(facts["fit"])], classes)},
+        prior=None,
+        score=lambda: {target: segment_scores(model, inputs, rows, own.which, classes, config, progress)},
+        figures=figures,
+    )
+
+
+def detector_figures_of(run: Run, split: str, *, stores, place, device, allow_incomplete, allow_seen, progress) -> dict:
+    """`evaluate` of a run of train-detector: COCO's figures of the split's frames (as many of them as its own
+    validation looked at), and "coverage": the share of its annotated frames that hold an image."""
+    from extract.networks.faster_rcnn_training import TrainedDetector
+
+    facts = run.facts
+    config = DetectorConfig(**facts["training"])
+    need_package("pycocotools", "the figures of a detector")
+    device = pick_device(device)
+    dataset = load_dataset(place.dataset or facts["dataset"]["name"], data_root=place.data, videos=place.videos)
+    if dataset.name != facts["dataset"]["name"]:
+        raise UserError(f"{run.path} was trained on boxes of {facts['dataset']['name']}, not of {dataset.name}")
+    reader = FrameReader(run.open_stores(stores)["frames"])
+    if facts["boxes"]["file"] is not None and place.boxes is None:
+        raise UserError(
+            f"{run.path} was trained on the boxes of a file: say where it is with --boxes {facts['boxes']['file']}"
+        )
+    given = boxes_of(dataset, place.boxes, reader)
+    if given.digest != facts["boxes"]["digest"]:
+        warnings.warn(f"these are not the boxes that {run.path} was trained on", stacklevel=3)
+    annotated = join_boxes(given, dataset, reader, config.within).of_split(dataset, split)
+    frames = readable_frames(annotated, reader, allow_incomplete or facts["allow_incomplete"], warnings.warn)
+    coverage = len(frames) / len(annotated)
+    frames = frames.spread(config.val_frames)
+    check_lineage(run, FramesOfSplit(frames, dataset), split, allow_seen)
+    tensors, metadata = run.best_checkpoint()
+    net = validated_network(facts["network"]["name"], facts["network"]["options"])
+    net.module.load_state_dict(tensors)
+    found = detection_figures(TrainedDetector(net.to(device)), reader, frames)
+    return write_figures(run, split, metadata["epoch"], found | {"coverage": coverage})
+
+
+# --- what is in a run ---
+
+
+def _frames(run: Run, reads: str, stores, place) -> tuple[dict, ClipSource]:
+    """(the run's other stores by role, its clips with their frames)."""
+    moved = dict(stores or {})
+    frames = None if "frames" in run.facts["stores"] else moved.pop("frames", "decode")  # it decoded videos
+    opened = run.open_stores(moved)
+    name = run.facts["dataset"]["name"]
+    source = clip_source(
+        reads,
+        dataset=place.dataset or name,
+        frames=frames or opened["frames"],
+        data=place.data,
+        videos=place.videos,
+    )
+    if source.name != name:
+        raise UserError(f"{run.path} was trained on {name}; {source.where} is of {source.name}")
+    return opened, source
+
+
+def _trained_model(run: Run, network, tensors: Mapping):
+    """The model of a backbone's run, with the weights of its checkpoint."""
+    from pipelines.trained_models import ClassifiedBackbone, JointModel
+
+    if "head" in run.facts:
+        head = create_head(run.head_name, **run.facts["head"]["config"])
+        head.load_state_dict(_beside(tensors, "head."))
+        return JointModel(network, head, freeze_norms=True)
+    model = ClassifiedBackbone(network, run.facts["targets"], dropout=0.0, freeze_norms=True)
+    model.classifier.load_state_dict(_beside(tensors, "classifier."))
+    return model
+
+
+def _trained_recogniser(run: Run, tensors: Mapping, target: str, classes: int, of_frames: bool, device, precision):
+    from pipelines.recogniser_model import TrainedRecogniser, own_classifier
+
+    name, options = run.facts["network"]["name"], run.facts["network"]["options"]
+    own = _beside(tensors, f"classifier.{target}.")
+    if own:
+        weight, bias = own["weight"], own["bias"]
+    else:
+        _, shapes = own_classifier(name, options, classes)
+        weight, bias = sorted((tensors[key] for key in shapes), key=lambda tensor: -tensor.dim())
+    if not of_frames:
+        return TrainedRecogniser(weight, bias)
+    network = create_network(name, str(run.path), **options).to(device, precision)
+    network.keep = ("vector",)
+    return TrainedRecogniser(weight, bias, network)
+
+
+def _beside(tensors: Mapping, prefix: str) -> dict:
+    """What was trained beside a network, without its prefix."""
+    prefix = f"{TRAINED_BESIDE}{prefix}"
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _evaluated(source: ClipSource, labels: Mapping, which: np.ndarray, split: str) -> EvaluatedClips:
+    if not len(which):
+        raise UserError(f"{source.where}: no clip is in split {split!r}")
+    return EvaluatedClips(source.name, source.clips, labels, which, source.where)

@@ -1,0 +1,72 @@
+"""benchmarks/ablations_egocentric.py without its hours: the frozen kitchens, the claims' rows, and what is reported."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from extract.datasets.toykitchen import dials_from
+from heads.ablations import ROWS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import ablations_egocentric as bench
+from egocentric_claims import CLAIMS, DOSES, FUSED, KITCHENS
+
+
+def test_every_kitchen_of_a_dose_is_frozen_and_none_is_another_by_now():
+    for dose in DOSES:
+        assert all(bench.variant(dose.dial, value) in KITCHENS for value in dose.values)
+    assert all(bench.dials_of(kitchen).hash == frozen for kitchen, frozen in KITCHENS.items())
+    assert KITCHENS["toykitchen"] == dials_from({}).hash
+
+
+def test_a_kitchen_that_changed_is_refused(monkeypatch):
+    monkeypatch.setitem(KITCHENS, "toykitchen", "0" * 64)
+    with pytest.raises(SystemExit, match="toykitchen has changed"):
+        bench.check_frozen()
+
+
+def test_claims_and_doses_name_rows_that_are_trained():
+    trained = {name for name, row in ROWS.items() if row.head != "ipl"} | set(bench.IPL_ROWS)
+    trained |= {f"{row}{stream}" for row in ("SA", "Baseline") for stream in (", Flow", ", RGB+Flow")}
+    assert {row for claim in [*CLAIMS, *DOSES] for row in (claim.better, claim.worse)} <= trained
+    assert FUSED in trained
+    assert {claim.table for claim in CLAIMS} == {"3.1", "3.2", "3.3", "3.4", "3.5", "SAP 2", "4.5", "4.6", "4.7"}
+    assert len({(claim.table, claim.metric, claim.better, claim.worse) for claim in CLAIMS}) == len(CLAIMS)
+    for name in trained:
+        if "," not in name or name.startswith("IPL"):
+            head, settings = bench.row_of(name)
+            assert not any(key.endswith("_window_s") for key in settings), head
+
+
+def filled(seeds=(0, 1, 2)):
+    """SA is 5 points above its ablations, give or take a tenth; its gain over Baseline grows with distractors."""
+    found = bench.Bench(Path("nowhere"), list(seeds), {}, {})
+    for seed in seeds:
+        for row in ROWS:
+            value = 60.0 + seed + (5 if row == "SA" else 0.1 * seed)
+            found.note("toykitchen", row, seed, {"verb": value, "noun": value, "action": value}, "0 s")
+        for distractors in (0, 1, 7):
+            kitchen = bench.variant("distractors", distractors)
+            for row in ("SA", "Baseline"):
+                value = 50.0 + seed + (distractors if row == "SA" else 0.1 * seed)
+                found.note(kitchen, row, seed, {"verb": 1.0, "noun": value, "action": 1.0}, "0 s")
+    return found
+
+
+def test_report_has_rows_verdicts_and_doses():
+    text = bench.report(filled())
+    assert "| SA | 66.0 ± 1.0 |" in text
+    assert "| 3.1, noun: SA > SA w/o ARM | 66.0 | 61.1 | +4.9 ± 0.2 | holds |" in text
+    assert "RGB+Flow" not in text  # of what was not run nothing is claimed
+    dose = text[text.index("SAOA's noun gain over the clip feature") :]
+    assert "| distractors | 0 | 1 | 3 | 7 | slope |" in dose
+    assert "-0.1 ± 0.2 | +0.9 ± 0.2 | +4.9 ± 0.2 | +6.9 ± 0.2 |" in dose and ": holds |" in dose
+    assert "SAOA's noun gain over pooled objects" not in text
+
+
+def test_a_seed_that_lacks_keeps_a_row_out():
+    found = filled()
+    found.seeds = [0, 1, 2, 3]
+    assert "SA w/o ARM" not in bench.report(found)

