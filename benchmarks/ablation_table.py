@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Relation", "interval", "markdown", "relation"]
+__all__ = ["Relation", "interval", "markdown", "relation", "write_section"]
 
 T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -55,3 +56,12 @@ def markdown(relations: Iterable[Relation], digits: int = 1) -> str:
         cells = (f"{r.better:.{digits}f}", f"{r.worse:.{digits}f}", f"{r.mean:+.{digits}f} ± {r.half:.{digits}f}")
         lines.append(f"| {' | '.join((r.name, *cells, r.verdict))} |")
     return "\n".join(lines)
+
+
+def write_section(path: Path, title: str, text: str) -> None:
+    """Put `text` under the heading `## title` of a Markdown document, in place of what is there, or at its end."""
+    heading = f"## {title}\n"
+    before, _, after = path.read_text(encoding="utf-8").partition(heading) if path.is_file() else ("", "", "")
+    _, mark, others = after.partition("\n## ")
+    before = before.rstrip() + "\n\n" if before.strip() else ""
+    path.write_text(f"{before}{heading}\n{text.strip()}\n{mark}{others}", encoding="utf-8")
