@@ -32,6 +32,8 @@ def as_lines(facts, indent: str = "") -> list[str]:
         label = f"{indent}{name}: " if isinstance(facts, dict) else indent
         if name == "methods":
             lines += [label.rstrip(), *(f"{indent}  {line}" for line in method_table(value))]
+        elif isinstance(value, (dict, list)) and not value:
+            lines.append(f"{label}none")
         elif isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
             if isinstance(facts, dict):
                 lines.append(label.rstrip())

@@ -83,7 +83,7 @@ class BackboneConfig(Crops, Schedule):
         return self.micro_batch or self.batch_size
 
 
-# What differs from the thesis's I3D, by (head, family of the network).
+# What differs from the thesis's I3D, by (head, family of the network); of "" for any head.
 SCHEDULES: dict[tuple[str, str], dict[str, object]] = {
     ("", "small3d"): {
         "epochs": 8,
@@ -100,6 +100,10 @@ SCHEDULES: dict[tuple[str, str], dict[str, object]] = {
     ("ipl", "i3d"): OF_HEADS["ipl", ""],
     ("ipl", "r2plus1d34"): OF_HEADS["ipl", "r2plus1d34"],
 }
+
+
+def _schedule(head: str | None, family: str) -> dict[str, object]:
+    return SCHEDULES.get((head or "", family)) or SCHEDULES.get(("", family), {})
 
 
 def train_backbone(
@@ -187,7 +191,7 @@ def train_backbone(
     check_frames(source, given)
     head_class = get_head(head) if head else None
     known = settings_of(BackboneConfig) | (settings_of(head_class.Config) if head else {})
-    chosen = SCHEDULES.get((head or "", plain.family), {}) | parse_settings(set, known, epochs)
+    chosen = _schedule(head, plain.family) | parse_settings(set, known, epochs)
     config = BackboneConfig(**part_of(chosen, BackboneConfig))
     labels, classes = labels_of(source, ("verb", "noun") if head else TARGETS.get(target, (target,)), fit)
     with warnings.catch_warnings():  # to begin with random weights is what training is for
