@@ -18,8 +18,9 @@ from .manifest import ABSENT, FAILED, OK, PADDED, PENDING, ArraySpec, readable_j
 from .plan import Unit
 from .zarr_store import STATUS, StoreSealed, ZarrFiles, decode_shard, encode_shard, held_rows, read_manifest
 
-TRIES = 8
+TRIES = 10
 """How often a commit begins again before it gives up."""
+LONGEST_PAUSE_S = 10.0
 
 Failures = Mapping[int, tuple[str, str]]
 
@@ -37,6 +38,7 @@ def commit_unit(
     arrays, status, failures = fit_rows(files.manifest.arrays, unit, arrays, status, failures)
     was_ok = np.zeros(len(unit), bool)
     for attempt in range(TRIES):
+        begun = time.monotonic()
         now = read_manifest(files.path)
         if now.seal:
             raise StoreSealed(f"{files.path} was sealed in the meantime: unit {unit.index} is discarded")
@@ -45,7 +47,8 @@ def commit_unit(
         final = _write_once(files, unit, arrays, status, failures, was_ok)
         if final is not None and (not verify or _reads_back(files, unit, final)):
             return final
-        time.sleep(random.uniform(0, 0.02) * attempt)
+        # Somewhere in a time that doubles, measured by what an attempt takes here: in the end one is alone for so long.
+        time.sleep(random.uniform(0, min((time.monotonic() - begun) * 2**attempt, LONGEST_PAUSE_S)))
     raise MachineError(
         f"unit {unit.index} of {files.path} did not read back as written after {TRIES} tries: "
         "another process keeps changing it, or the disk loses writes"
