@@ -7,8 +7,8 @@ qualities, and reads random clips of 16 frames from each, in turns: bytes a row,
 raw frames. Then trains small3d for an epoch from the default store and from the videos, in turns: the share of the
 time that the network waited for data, and how many cores would feed a device that computes ten times faster.
 Fails (exit 1) when the default is not a third of raw or less, or keeps training waiting for 5 % of the time or more.
-How long a clip takes to read is shown, and is no reason to fail: raw frames that lie in memory are read faster, those on
-a disk are four to seven times as many bytes.
+How long a clip takes to read is shown, and is no reason to fail: raw frames that lie in memory are read faster, those
+on a disk are four to seven times as many bytes.
 """
 
 import argparse
