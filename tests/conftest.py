@@ -14,3 +14,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"reference material not found at {SHARED} (set CLIPBANK_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Steps as small as those of tests are faster, and repeat to the bit, on one thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -37,12 +37,7 @@ TINY = ('resize={"mode":"detector","size":96,"max_size":128}', "proposals=30", "
 QUICK = {"epochs": 2, "epoch_steps": 3, "batch_size": 2, "warmup": 2, "workers": 1, "first_decay": 0, "val_frames": 6}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -24,21 +24,15 @@ from pipelines.sampler_clips import SharedFrames
 from pipelines.sampler_model import load_sampler
 from stores import OK, open_store, verify
 
-pytestmark = pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 SQUARE = 'resize={"mode":"squash","size":32}'
 HEAVY = {"backbone": "efficientnet_lite0", "weights": ("random:1",), "option": (SQUARE, "logits=true", "classes=3")}
 QUICK = {"sampled": 4, "width": 8, "batch_size": 2, "workers": 1}
 FRAMES = {**untrimmed.SECONDS, untrimmed.ONE_FRAME: 1}  # of one a second
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps this small are faster, and repeat to the bit, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,10 @@ from pipelines.sampler_clips import Candidates, SharedFrames
 from pipelines.sampler_training import SamplerTask
 from stores import ArraySpec, Manifest, create_store, open_store, plan_layout
 
-pytestmark = pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps this small are faster, and repeat to the bit, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 NET = "shufflenet_v2"

@@ -24,20 +24,14 @@ from pipelines.recogniser_training import RecogniserConfig, RecogniserTask, trai
 from pipelines.run_folder import load_tensors, open_run
 from stores import ArraySpec, Manifest, create_store, open_store, plan_layout
 
-pytestmark = pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 NET = "shufflenet_v2"
 QUICK = {"batch_size": 6, "lr": 0.02, "dropout": 0.0, "partial_norms": True, "test_segments": 5, "workers": 1}
 FRAMES = {"backbone": NET, "weights": "random:0", "target": "noun"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps this small are faster, and repeat to the bit, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,10 @@ from pipelines.sampler_clips import SharedFrames
 from pipelines.sampler_model import load_sampler
 from stores import open_store
 
-pytestmark = pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 FPS = 25
 N, M = 8, 3
@@ -54,15 +57,6 @@ def factory(*, resize=None):
         resize=resize or {"mode": "squash", "size": 48}, mean=(0.5,) * 3, std=(0.2,) * 3, batch_size=4,
     ))
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps this small are faster, and repeat to the bit, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

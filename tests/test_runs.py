@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from frame_samples import colour_dataset, colour_frames
 from run_files import metrics_of
@@ -27,17 +26,11 @@ from pipelines.run_folder import open_run
 from pipelines.runs_table import as_csv, as_latex, as_text, find_runs, runs_table
 from pipelines.sweep import grid_of, seeds_of, sweep
 
-pytestmark = pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 QUICK = {"lr": 0.1, "last_lr": 0.01, "batch_size": 8}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps this small are faster, and repeat to the bit, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -25,12 +25,7 @@ from pipelines.sampler_pictures import accuracy_cost, sampler_pictures, strip
 V, N, K = 40, 9, 5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -20,19 +20,13 @@ from pipelines.sampler_clips import Candidates, SharedFrames
 from pipelines.sampler_training import JointSamplerConfig, SamplerConfig, SamplerTask
 from stores import ArraySpec, Manifest, create_store, open_store, plan_layout
 
-pytestmark = pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 VIDEOS, CLASSES, WIDTH = 24, 4, 8
 QUICK = {"frames": 8, "sampled": 2, "width": 16, "batch_size": 6, "lr": 0.1, "last_lr": 0.02, "workers": 1}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps this small are faster, and repeat to the bit, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- stores in which two frames of each video say what it is ---
