@@ -249,8 +249,7 @@ def fuse(bench: Bench, kitchen: str, row: str, seed: int, runs: list[Path]) -> N
 
 def last_scores(folder: Path):
     """(softmax scores of the validation clips, their labels, mu) of a run's last epoch."""
-    import numpy as np
-
+    from heads.metrics import softmax
     from pipelines.evaluation import clip_dataset, predict_scores
     from pipelines.run_folder import load_tensors, open_run
 
@@ -259,10 +258,7 @@ def last_scores(folder: Path):
     tensors, _ = load_tensors(run.path / "last.safetensors")
     head.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     dataset = clip_dataset(head, run.open_stores(), "val", draws=(0,))
-    scores = {}
-    for name, logits in predict_scores(head, dataset, "cpu").items():
-        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        scores[name] = powers / powers.sum(axis=1, keepdims=True)
+    scores = {name: softmax(logits) for name, logits in predict_scores(head, dataset, "cpu").items()}
     return scores, {name: dataset.labels[name] for name in ("verb", "noun")}, run.prior()
 
 

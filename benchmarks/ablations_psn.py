@@ -287,6 +287,7 @@ def relations_of(found: dict[str, dict[str, float]], shares) -> dict[str, list[R
     return tables
 
 
+@functools.cache
 def true_share(share: float) -> float:
     """The share of scenes, hence of frames, in which nothing is handled."""
     from extract.datasets.toykitchen import write_script

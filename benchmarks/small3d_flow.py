@@ -4,48 +4,26 @@ The registry has small3d for RGB clips. This is the same network with two input 
 can show what a flow stream adds. Sampled and resized as small3d, whose family it belongs to.
 """
 
-from extract.networks.clip_spec import clip_spec, flow_gain
-from extract.networks.small3d import CHANNELS, map_shape
+from dataclasses import replace
+
+from extract.networks.clip_spec import flow_gain
+from extract.networks.small3d import small3d
 
 
-def small3d_flow(
-    *,
-    layer="layer2",
-    clip_len=16,
-    stride=1,
-    fps=15.0,
-    resize=None,
-    classes=400,
-    unit_rows=64,
-    batch_size=16,
-    flow_bound=20.0,
-    flow_scale=1.0,
-):
-    """The spec: reads flow, 8-bit images u then v as `extract --flow METHOD` makes them; layers as small3d's."""
+def small3d_flow(*, flow_bound=20.0, flow_scale=1.0, **options):
+    """The spec: reads flow, 8-bit images u then v as `extract --flow METHOD` makes them; all else as small3d's."""
     gain = flow_gain("small3d_flow", flow_bound, flow_scale)
-    return clip_spec(
-        "small3d_flow",
-        channels=CHANNELS,
-        map_shape=map_shape,
-        head_cells=(1, 1, 1),
-        layer=layer,
-        clip_len=clip_len,
-        resize=resize,
-        default_resize={"mode": "squash", "size": 112},
-        classes=classes,
+    spec = small3d(**options)
+    return replace(
+        spec,
+        name="small3d_flow",
         reads="flow",
         builder=_build,
-        family="small3d",
-        options={"classes": classes, "flow_bound": flow_bound, "flow_scale": flow_scale},
-        stride=stride,
-        fps=float(fps),
+        options={**spec.options, "flow_bound": flow_bound, "flow_scale": flow_scale},
         mean=(0.5,) * 2,
         std=(0.5 / gain,) * 2,
         value_clip=1.0,
-        unit_rows=unit_rows,
-        batch_size=batch_size,
-        licence="Apache-2.0",
-        source="this project",
+        weights="",
     )
 
 

@@ -63,9 +63,17 @@ def method_table(rows: list[dict]) -> list[str]:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for row in sorted(rows, key=lambda row: methods.index(row["method"])):
         table.append((row["method"], *(format(shown[name][2] * row[name], shown[name][1]) for name in columns)))
-    first, *widths = (max(len(line[column]) for line in table) for column in range(len(columns) + 1))
+    return aligned(table, words=1)
+
+
+def aligned(table: list[tuple], words: int) -> list[str]:
+    """Rows of texts as lines: the first columns, of words, flush left, and the others, of numbers, flush right."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return [
-        "  ".join([line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], widths, strict=True))])
+        "  ".join(
+            text.ljust(width) if column < words else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in table
     ]
 
@@ -102,14 +110,7 @@ def _one_source(source: str, ours: str, metrics: list[str], methods: dict[tuple,
     for name, rows in methods.items():
         if any(metric in rows for metric in metrics):
             table.append((*name, *(cell(rows.get(metric)) for metric in metrics)))
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    return [
-        "  ".join(
-            [line[0].ljust(widths[0]), line[1].ljust(widths[1])]
-            + [text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True)]
-        ).rstrip()
-        for line in table
-    ]
+    return aligned(table, words=2)
 
 
 def progress_bar(title: str, total: int):

@@ -18,14 +18,31 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 path_option = click.Path(path_type=Path)
 
 
-def scoring_options(command):
-    """Of what, and where datasets are now; `scoring_of` makes them the pipeline's arguments."""
+def dataset_options(command):
+    """Where a run's dataset is now; `place_of` makes them a `pipelines.evaluation.Place`."""
     options = [
-        click.option("--split", default="val", show_default=True, metavar="[SCHEME:]PART"),
         click.option("--dataset", metavar="NAME|CSV", help="Of runs that read more than stores [the run's dataset]."),
         click.option("--data", type=path_option, help="Root of the datasets [CLIPBANK_DATA]."),
         click.option("--videos", type=path_option, help="Folder of the videos of a CSV."),
         click.option("--boxes", type=path_option, help="The file of boxes that a detector was trained on."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def place_of(options: dict):
+    """Takes the options of `dataset_options`, or of `place_options`, out of a command's."""
+    from pipelines.evaluation import Place
+
+    return Place(**{name: options.pop(name) for name in ("dataset", "data", "videos", "boxes") if name in options})
+
+
+def scoring_options(command):
+    """Of what, and where datasets are now; `scoring_of` makes them the pipeline's arguments."""
+    options = [
+        click.option("--split", default="val", show_default=True, metavar="[SCHEME:]PART"),
+        dataset_options,
         click.option("--device", help="auto, cpu, cuda, cuda:1 ... [auto]."),
         click.option("--allow-incomplete", is_flag=True, help="Count rows that are still pending as wrong."),
         click.option("--json", "as_json", is_flag=True, help="Print facts as JSON."),
@@ -36,10 +53,7 @@ def scoring_options(command):
 
 
 def scoring_of(options: dict, as_json: bool) -> dict:
-    from pipelines.evaluation import Place
-
-    place = Place(**{name: options.pop(name) for name in ("dataset", "data", "videos", "boxes")})
-    return {"place": place, "progress": not as_json, **options}
+    return {"place": place_of(options), "progress": not as_json, **options}
 
 
 @click.command()
@@ -177,20 +191,15 @@ def sweep(head, seeds, settings, form, **options):
 @moved_store_options()
 @click.option("--features", type=path_option, multiple=True, help="Roots of the stores [CLIPBANK_FEATURES].")
 @click.option("--weights", metavar="PATH", help="What a base training began with [the run beside it, or published].")
-@click.option("--dataset", metavar="NAME|CSV", help="Of runs that read more than stores [the run's dataset].")
-@click.option("--data", type=path_option, help="Root of the datasets [CLIPBANK_DATA].")
-@click.option("--videos", type=path_option, help="Folder of the videos of a CSV.")
-@click.option("--boxes", type=path_option, help="The file of boxes that a detector was trained on.")
+@dataset_options
 @click.option("--tolerance", type=float, default=0.005, show_default=True, help="Largest difference of a figure.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 ... [auto].")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def reproduce(run, as_json, **options):
     """Train RUN again from the same stores, seed and settings, and compare; exit 1 where figures differ."""
-    from pipelines.evaluation import Place
     from pipelines.reproduce import reproduce as again
 
-    stores = moved_stores(options)
-    place = Place(**{name: options.pop(name) for name in ("dataset", "data", "videos", "boxes")})
+    stores, place = moved_stores(options), place_of(options)
     found = again(run, stores=stores, place=place, say=say, progress=not as_json, **options)
     if as_json:
         facts = {"run": str(found.again), "figures": found.figures, "identical": found.identical}

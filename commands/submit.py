@@ -9,7 +9,7 @@ import click
 
 from commands.options import moved_store_options, moved_stores, place_options
 from commands.printing import say, show
-from commands.runs import numbers
+from commands.runs import numbers, place_of
 from commands.stopping import DAMAGE, DONE
 
 __all__ = ["submit"]
@@ -38,10 +38,8 @@ def submit(runs, out, weights, checked, challenge, sls, without_actions, as_json
     stores = moved_stores(options)
     if checked is not None:
         sys.exit(check(checked, challenge, options["data"], as_json))
-    from pipelines.evaluation import Place
     from pipelines.submission import submit as write
 
-    place = Place(**{name: options[name] for name in ("dataset", "data", "videos")})
     facts = write(
         runs,
         out or runs[0] / "submission.zip",
@@ -51,7 +49,7 @@ def submit(runs, out, weights, checked, challenge, sls, without_actions, as_json
         actions=not without_actions,
         say=say,
         stores=stores,
-        place=place,
+        place=place_of(options),
         device=options["device"],
         progress=not as_json,
     )

@@ -18,7 +18,6 @@ __all__ = [
     "GatedEmbedding",
     "Projection",
     "batch_normed",
-    "max_over_time",
     "mixture_similarity",
 ]
 
@@ -61,13 +60,6 @@ def batch_normed(norm: MaskedBatchNorm, x: torch.Tensor, there: torch.Tensor | N
     if there is None:
         there = torch.ones(len(x), dtype=torch.bool, device=x.device)
     return norm(x[..., None], there[:, None])[..., 0]
-
-
-def max_over_time(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(B, L, C), mask (B, L) -> (B, C): the maximum over the tokens that are there, zeros where there is none."""
-    low = torch.finfo(tokens.dtype).min
-    most = tokens.masked_fill(~mask[..., None], low).amax(dim=1)
-    return torch.where(mask.any(dim=1)[:, None], most, 0.0)
 
 
 class ExpertMixture(nn.Module):

@@ -91,7 +91,7 @@ def masked_mean_weights(mask: torch.Tensor) -> torch.Tensor:
 
 
 def masked_max(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Maximum over the objects where mask is True: (B, N, C), (B, N) bool -> (B, C); zeros where there is none."""
+    """Maximum over the objects, or tokens, where mask is True: (B, N, C), (B, N) bool -> (B, C); 0 where none is."""
     lowest = torch.finfo(features.dtype).min
     best = features.masked_fill(~mask[..., None], lowest).amax(dim=1)
     return torch.where(mask.any(dim=1)[:, None], best, 0.0)

@@ -163,9 +163,8 @@ class SAOA(nn.Module):
         return {"channels": verb, "object_channels": shapes["objects"]["roi"][-1]}
 
     def forward(self, batch: dict) -> dict:
-        pooled = {
-            name: batch[name]["vector"].float() for name in ("verb", "noun")
-        }  # f_g^v of eq. 3.3, f_g^n of eq. 3.6
+        # f_g^v of eq. 3.3, f_g^n of eq. 3.6
+        pooled = {name: batch[name]["vector"].float() for name in ("verb", "noun")}
         noun_logits, attention_noun = self.noun(
             *self._candidates("noun", batch, pooled), {"cross": pooled["verb"], "same": pooled["noun"]}
         )

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from heads import register_head
-from heads.experts import ExpertMixture, Projection, max_over_time
+from heads.experts import ExpertMixture, Projection
+from heads.layers import masked_max
 from heads.netvlad import NORMS, NetVLAD
 from heads.text_video import RetrievalConfig, TextVideoHead, pooled_experts, present_of, tokens_of
 
@@ -167,7 +168,7 @@ class T2VLAD(TextVideoHead):
     def _video_local(self, experts) -> torch.Tensor:
         tokens, mask = self.context(experts)
         if self.video_project is not None:
-            pooled = F.normalize(self.video_project(max_over_time(tokens, mask)), dim=-1)
+            pooled = F.normalize(self.video_project(masked_max(tokens, mask)), dim=-1)
             return pooled * mask.any(dim=1, keepdim=True)
         if self.video_vlad is not None:
             return _one_vector(self.video_vlad(tokens, mask))

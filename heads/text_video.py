@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from errors import UserError
-from heads.experts import max_over_time, mixture_similarity
+from heads.experts import mixture_similarity
+from heads.layers import masked_max
 from heads.ranking_losses import hardest_margin, max_margin
 
 __all__ = ["ARRAYS", "RetrievalConfig", "TextVideoHead", "pooled_experts", "present_of", "tokens_of"]
@@ -90,7 +91,7 @@ def present_of(experts: Experts) -> torch.Tensor:
 
 def pooled_experts(experts: Experts) -> tuple[list[torch.Tensor], torch.Tensor]:
     """(N max-pooled vectors (B, C_n), zeros where there is no token; present (B, N) bool)."""
-    return [max_over_time(*expert) for expert in experts], present_of(experts)
+    return [masked_max(*expert) for expert in experts], present_of(experts)
 
 
 class TextVideoHead(nn.Module):
@@ -138,9 +139,8 @@ class TextVideoHead(nn.Module):
     def forward(self, batch: Mapping) -> dict[str, torch.Tensor]:
         """{"similarity": (B, B) texts along rows, "weights": (B, N) of the experts by the text alone}."""
         text, video = self.encode_text(batch["text"]), self.encode_video(batch)
-        with torch.autocast(
-            text["experts"].device.type, enabled=False
-        ):  # margins are smaller than bfloat16 tells apart
+        # Margins are smaller than bfloat16 tells apart.
+        with torch.autocast(text["experts"].device.type, enabled=False):
             return {"similarity": self.similarity(text, video), "weights": text["weights"]}
 
     def loss(self, out: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:

@@ -24,9 +24,8 @@ class WholeFrameConfig:
     noun_channels: int  # width of the noun feature
 
     # how
-    streams: str = (
-        "own"  # own: "Baseline"; both: "Verb+Noun Fusion" of table 3.3; gated: "Noun + Verb" of SAP's table 2
-    )
+    # own: "Baseline"; both: "Verb+Noun Fusion" of table 3.3; gated: "Noun + Verb" of SAP's table 2
+    streams: str = "own"  # own | both | gated
     normalise: bool = True  # a batch norm without scale and shift of each feature, as linear probes have
 
     def __post_init__(self):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from pipelines.devices import to_device
-from pipelines.evaluation import clip_dataset
-from pipelines.pictures import FrameAt, chosen_items, clip_words, pyplot, save_figure
-from pipelines.run_folder import Run, open_run
+from pipelines.pictures import FrameAt, pyplot, save_figure, shown_clips
+from pipelines.run_folder import Run
 
 __all__ = ["assignment_pictures"]
 
@@ -19,54 +15,27 @@ _RIGHT, _WRONG = "#2e8b3d", "#c0202a"
 
 
 def assignment_pictures(
-    run: str | Path | Run,
-    n: int = 6,
-    *,
-    frame_at: FrameAt,
-    split: str = "val",
-    stores: Mapping[str, object] | None = None,
-    clips: Sequence[str] | None = None,
-    class_names: Mapping[str, Sequence[str]] | None = None,
-    frames_shown: int = 4,
-    allow_incomplete: bool = False,
+    run: str | Path | Run, n: int = 6, *, frame_at: FrameAt, frames_shown: int = 4, **options
 ) -> list[Path]:
     """One PNG a clip in `<run>/pictures`: frames under the sum of the assignments to the selected verbs' prototypes.
 
-    Arguments as for `pictures.attention_pictures`. `frames_shown` of the map's steps, evenly spaced; each lies over the
-    frame in the middle of the time it stands for, at the place that the store's geometry says. Red is much, on one
-    scale a clip; the title is green where verb and noun are right and red where they are not.
+    Arguments and options as for `pictures.attention_pictures`. `frames_shown` of the map's steps, evenly spaced; each
+    lies over the frame in the middle of the time it stands for, at the place that the store's geometry says. Red is
+    much, on one scale a clip; the title is green where verb and noun are right and red where they are not.
 
     Raises UserError: a head without assignments, a clip that is not in the split, a split without any features, a
     picture that cannot be written.
     """
-    import torch
-
-    run = run if isinstance(run, Run) else open_run(run)
-    head, _ = run.best_head()
-    if run.head_name != "ipl":
-        raise UserError(f"{run.path}: head {run.head_name} assigns no features to prototypes; ipl does")
-    opened = run.open_stores(stores)
-    dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
-    items = chosen_items(dataset, clips, n)
-    if not items:
-        raise UserError(f"{run.path}: no clip of split {split!r} has features, so there is no assignment to show")
-    batch = dataset.batch(items)
-    with torch.inference_mode():
-        out = {key: value.numpy() for key, value in head(to_device(batch, "cpu")).items()}
-    store = dataset.stores["verb"]
-    names = class_names or store.manifest.dataset.get("class_names") or {}
+    dataset, batch, out, shown = shown_clips(run, "assignment", "assigns no features to prototypes", n, **options)
     paths = []
-    for i, item in enumerate(items):
-        clip, video = dataset.clip_ids[dataset.clips[item]], dataset.video_names[dataset.videos[item]]
+    for i, clip in enumerate(shown):
         maps = out["selected"][i]  # (T, H, W)
-        start, stop = _window(store, dataset.clips[item])
+        start, stop = _window(dataset.stores["verb"], clip.clip)
         steps = np.unique(np.linspace(0, len(maps) - 1, min(frames_shown, len(maps))).round().astype(int))
         times = start + (steps + 0.5) / len(maps) * (stop - start)
-        truth, guess, right = clip_words(batch, out, i, names)
-        title = f"{clip}     truth: {truth}     predicted: {guess}"
-        path = run.path / "pictures" / f"assignment_{str(clip).replace('/', '_')}.png"
-        frames = [frame_at(video, max(float(time), 0.0)) for time in times]
-        paths.append(_draw(path, title, right, frames, times, maps[steps], batch["verb"]["geometry"][i]))
+        frames = [frame_at(clip.video, max(float(time), 0.0)) for time in times]
+        geometry = batch["verb"]["geometry"][i]
+        paths.append(_draw(clip.path, clip.title, clip.right, frames, times, maps[steps], geometry))
     return paths
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from errors import UserError
 from pipelines.evaluation import evaluate
+from pipelines.protocols import dataset_family
 from pipelines.published import published_split
 from pipelines.run_folder import open_run
 
@@ -49,5 +49,5 @@ def average_figures(figures: Sequence[Mapping]) -> dict:
 def average_split(splits: Sequence[tuple[str, str]]) -> str | None:
     """What tables call the mean over (dataset, split) pairs: "average" over EGTEA's three tests, each once, or None."""
     told = sorted(published_split(dataset, split) for dataset, split in splits)
-    egtea = all(re.split("[:-]", dataset, maxsplit=1)[0] == "egtea" for dataset, _ in splits)
+    egtea = all(dataset_family(dataset) == "egtea" for dataset, _ in splits)
     return "average" if egtea and told == ["1:test", "2:test", "3:test"] else None

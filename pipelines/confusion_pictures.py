@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
+from heads.metrics import predicted_classes
 from pipelines.evaluated_clips import ClipScorer
-from pipelines.pictures import pyplot, save_figure
+from pipelines.pictures import class_name, pyplot, save_figure
 from pipelines.run_folder import Run
 
 __all__ = ["class_gains", "confusion", "confusion_pictures", "gain_pictures"]
@@ -39,7 +40,7 @@ def confusion_pictures(run: Run, scorer: ClipScorer, split: str, names: Mapping[
     return [
         _draw_confusion(
             run.path / "pictures" / f"confusion_{label}.png",
-            confusion(scorer.clips.labels[label], _guess(scores[label]), classes),
+            confusion(scorer.clips.labels[label], predicted_classes(scores[label]), classes),
             scorer.counts[label],
             names.get(label) or (),
             f"{label}s: {run.trained} on {split} of {scorer.clips.dataset_name}",
@@ -75,22 +76,13 @@ def gain_pictures(
     ours, theirs = scorer.score(), other.score()
     paths = []
     for label in shared:
-        truth, guesses = scorer.clips.labels[label], (_guess(ours[label]), _guess(theirs[label]))
+        truth, guesses = scorer.clips.labels[label], (predicted_classes(ours[label]), predicted_classes(theirs[label]))
         classes = max(scorer.classes[label], other.classes[label])
         tops = [100 * float(np.mean(guess == truth)) for guess in guesses]
         title = f"{label}s, {split}: {run.path.name} {tops[0]:.1f} %, {against.path.name} {tops[1]:.1f} % top-1"
         path = run.path / "pictures" / f"gain_{label}_over_{against.path.name}.png"
         paths.append(_draw_gains(path, class_gains(truth, *guesses, classes), names.get(label) or (), title))
     return paths
-
-
-def _guess(scores: np.ndarray) -> np.ndarray:
-    """(n,) int64 best classes, -1 where there is no prediction."""
-    return np.where(np.isnan(scores).any(axis=1), -1, np.nan_to_num(scores, nan=-np.inf).argmax(axis=1))
-
-
-def _named(names: Sequence[str], number: int) -> str:
-    return str(names[number]) if number < len(names) else str(number)
 
 
 def _draw_confusion(path: Path, found: np.ndarray, counts: np.ndarray, names: Sequence[str], title: str) -> Path:
@@ -106,9 +98,9 @@ def _draw_confusion(path: Path, found: np.ndarray, counts: np.ndarray, names: Se
     figure, axis = plt.subplots(figsize=(side + 0.8, side), layout="compressed")
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if named:
-        across = [_named(names, c) for c in shown] + (["none"] if without else [])
+        across = [class_name(names, c) for c in shown] + (["none"] if without else [])
         axis.set_xticks(range(len(columns)), across, rotation=90, fontsize=8)
-        down = [f"{_named(names, c)} ({found[c].sum()})" for c in shown]
+        down = [f"{class_name(names, c)} ({found[c].sum()})" for c in shown]
         axis.set_yticks(range(len(shown)), down, fontsize=8)
     if len(shown) <= NUMBERED:
         for i, j in np.argwhere(cells):
@@ -143,7 +135,7 @@ def _draw_gains(path: Path, found: np.ndarray, names: Sequence[str], title: str)
             f"{left_out} classes between", (0.985, ENDS - 0.5), xycoords=("axes fraction", "data"), fontsize=7,
             ha="right", va="center", color="gray", backgroundcolor="white",
         )  # fmt: skip
-    axis.set_yticks(places, [f"{_named(names, c)} ({found[c, 0]})" for c in order], fontsize=8)
+    axis.set_yticks(places, [f"{class_name(names, c)} ({found[c, 0]})" for c in order], fontsize=8)
     axis.set_ylim(-0.7, len(order) - 0.3)
     axis.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -6,14 +6,18 @@ The networks of stage one and the heads of stage two are counted together here, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+
+from extract.networks import create_network
+from extract.weights import RandomWeightsWarning
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Cost", "VideoCost", "gflops", "head_cost", "multiply_adds", "network_cost"]
+__all__ = ["Cost", "VideoCost", "counted", "gflops", "head_cost", "multiply_adds", "network_cost", "random_network"]
 
 _TIMES = 3  # passes timed after one that is not; the median counts
 
@@ -30,7 +34,7 @@ def multiply_adds(module: nn.Module, *inputs) -> int:
     try:
         module.eval()
         with torch.no_grad():
-            return _counted(lambda: module(*inputs))
+            return counted(lambda: module(*inputs))[1]
     finally:
         for part, training in modes.items():
             part.training = training
@@ -78,6 +82,13 @@ class Cost:
         return Cost(**{name: value / n for name, value in asdict(self).items()})
 
 
+def random_network(name: str, options: Mapping[str, object]):
+    """A network with weights of no meaning: what a pass costs does not depend on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)
+        return create_network(name, "random:0", **options)
+
+
 def network_cost(network, frames: int) -> Cost | None:
     """Of one frame, when `frames` go through a frame network (extract.networks.Network) at once, on its device.
 
@@ -120,17 +131,18 @@ def _measured(forward: Callable[[], None], device) -> Cost:
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    counted, seconds = _counted(forward), []
+    (_, multiplied), seconds = counted(forward), []
     for _ in range(_TIMES):
         begun = finished()
         forward()
         seconds.append(finished() - begun)
-    return Cost(counted / 1e9, sorted(seconds)[_TIMES // 2])
+    return Cost(multiplied / 1e9, sorted(seconds)[_TIMES // 2])
 
 
-def _counted(forward: Callable[[], object]) -> int:
+def counted(forward: Callable[[], object]) -> tuple:
+    """(what `forward` returns, the multiply-adds of doing it)."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        forward()
-    return counter.get_total_flops() // 2
+        found = forward()
+    return found, counter.get_total_flops() // 2

@@ -22,12 +22,14 @@ from stores import ClipDataset, prefetch
 __all__ = [
     "Place",
     "accuracies",
+    "check_labelled",
     "check_lineage",
     "covered_accuracies",
     "evaluate",
     "figures",
     "open_scorer",
     "predict_scores",
+    "predicted_rows",
     "scored_figures",
     "scores_at_test",
     "write_figures",
@@ -92,9 +94,7 @@ def evaluate(
         return _function(EVALUATORS[run.kind])(run, split, allow_seen=allow_seen, **options)
     scorer = open_scorer(run, split, **options)
     check_lineage(run, scorer.clips, split, allow_seen)
-    unlabelled = scorer.clips.unlabelled(scorer.classes)
-    if unlabelled:
-        raise UserError(f"split {split!r} has {unlabelled} clips without labels: no figures")
+    check_labelled(scorer, split)
     return write_figures(run, split, scorer.epoch, scored_figures(scorer, scorer.score()))
 
 
@@ -133,6 +133,13 @@ def check_lineage(run: Run, clips, split: str, allow_seen: bool) -> None:
     seen = "" if allow_seen else seen_by(clips, [run.facts["trained_on"], *run.facts["lineage"]])
     if seen:
         raise UserError(f"no figures on split {split!r}: {seen}; evaluate on other clips")
+
+
+def check_labelled(scorer: ClipScorer, split: str) -> None:
+    """Raises UserError where clips lack a label that the run names."""
+    unlabelled = scorer.clips.unlabelled(scorer.classes)
+    if unlabelled:
+        raise UserError(f"split {split!r} has {unlabelled} clips without labels: no figures")
 
 
 def write_figures(run: Run, split: str, epoch: int, found: dict) -> dict:
@@ -190,8 +197,13 @@ def covered_accuracies(
     scores: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], prior: np.ndarray | None
 ) -> dict:
     """`accuracies` of clips, with "clips" and "coverage": the share of them that has scores."""
-    there = np.all([~np.isnan(values).any(axis=1) for values in scores.values()], axis=0)
+    there = predicted_rows(scores)
     return accuracies(scores, labels, prior) | {"clips": len(there), "coverage": float(there.mean())}
+
+
+def predicted_rows(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n,) bool: which clips have scores of every label."""
+    return np.all([~np.isnan(values).any(axis=1) for values in scores.values()], axis=0)
 
 
 def accuracies(
@@ -238,9 +250,9 @@ def scores_at_test(head, dataset: ClipDataset, split: str, device, **options) ->
     out = {}
     for name, logits in predict_scores(head, spaced, device, **options).items():
         good = ~np.isnan(logits).any(axis=1)
-        at, powers = place[spaced.clips[good]], np.exp(logits[good] - logits[good].max(axis=1, keepdims=True))
+        at = place[spaced.clips[good]]
         total = np.zeros((len(dataset) + 1, logits.shape[1]))
-        np.add.at(total, at, powers / powers.sum(axis=1, keepdims=True))
+        np.add.at(total, at, metrics.softmax(logits[good]))
         n = np.bincount(at, minlength=len(total))[:-1, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             out[name] = np.where(n > 0, np.log(total[:-1] / n), centre[name]).astype(np.float32)

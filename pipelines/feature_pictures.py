@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from pipelines.pictures import COLOURS, pyplot, save_figure
+from pipelines.pictures import COLOURS, class_name, pyplot, save_figure
 from pipelines.run_folder import Run
 from stores import ClipDataset
 
@@ -74,8 +74,8 @@ def _draw(path: Path, places: np.ndarray, labels: np.ndarray, names: Sequence[st
         axis.scatter(*places[rest].T, s=9, color="#cccccc", linewidths=0, label=others)
     for value, colour in zip(frequent, COLOURS, strict=False):
         of_class = labels == value
-        name = str(names[value]) if value < len(names) else str(value)
-        axis.scatter(*places[of_class].T, s=11, color=colour, linewidths=0, label=f"{name} ({of_class.sum()})")
+        name = f"{class_name(names, value)} ({of_class.sum()})"
+        axis.scatter(*places[of_class].T, s=11, color=colour, linewidths=0, label=name)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_title(title, fontsize=10)

@@ -102,7 +102,7 @@ class FrameSampler:
 
     def __init__(self, run: str | Path, sampled: int | None = None):
         self.run: Run = open_run(run)
-        if self.run.facts.get("kind") != "sampler":
+        if self.run.kind != "sampler":
             raise UserError(
                 f"--sampler {run}: is a training of {self.run.trained}, and does not pick frames; train one with"
                 " train-head psn or scsampler, or train-backbone --head psn-sampler"

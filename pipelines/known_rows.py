@@ -13,12 +13,11 @@ import numpy as np
 
 from errors import MachineError, UserError
 from extract.decode import hash_file, stat_video
-from pipelines.reuse import store_paths
+from pipelines.reuse import SAME_WINDOW_S, store_paths
 from stores import OK, Store, open_store
 
 __all__ = ["KnownRows", "KnownVideo", "Video", "same_windows", "stores_like"]
 
-SAME_S = 1e-3  # instants this close are one, as for rows that extraction copies
 _THREADS = 8
 
 
@@ -55,8 +54,8 @@ def same_windows(starts: np.ndarray, stops: np.ndarray, start_s: np.ndarray, sto
     """Where windows (n,) stand among windows (R,) in time order, int64 (n,); -1 where they do not."""
     if not len(starts):
         return np.full(len(start_s), -1)
-    place = np.minimum(np.searchsorted(starts, start_s - SAME_S), len(starts) - 1)
-    same = (np.abs(starts[place] - start_s) <= SAME_S) & (np.abs(stops[place] - stop_s) <= SAME_S)
+    place = np.minimum(np.searchsorted(starts, start_s - SAME_WINDOW_S), len(starts) - 1)
+    same = (np.abs(starts[place] - start_s) <= SAME_WINDOW_S) & (np.abs(stops[place] - stop_s) <= SAME_WINDOW_S)
     return np.where(same, place, -1)
 
 

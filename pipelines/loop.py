@@ -261,7 +261,7 @@ class Loop:
             self.best = {"epoch": self.epoch + 1, "score": score, **(figures or {})}
             tensors, metadata = self.task.checkpoint()
             save_tensors(self.run.path / "best.safetensors", tensors, {**metadata, "epoch": self.epoch + 1})
-        self.run.write_log(self.history)
+        self.run.write_csv("log.csv", self.history)
 
     def _save(self) -> None:
         """Write last.safetensors: all that a rerun needs to go on from here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from errors import UserError
 from pipelines.devices import to_device
 from pipelines.evaluation import clip_dataset
 from pipelines.run_folder import Run, open_run
+from stores import ClipDataset
 from stores.manifest import write_durable
 
-__all__ = ["attention_pictures", "chosen_items", "clip_words", "pyplot", "save_figure", "training_curve"]
+__all__ = ["attention_pictures", "class_name", "pyplot", "save_figure", "shown_clips", "training_curve"]
 
 FrameAt = Callable[[str, float], np.ndarray]
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
@@ -45,34 +47,76 @@ def attention_pictures(
     Raises UserError: a head without attention, a clip that is not in the split, a split without any features, a
     picture that cannot be written.
     """
+    dataset, batch, out, shown = shown_clips(
+        run, "attention", "attends to no objects", n,
+        split=split, stores=stores, clips=clips, class_names=class_names, allow_incomplete=allow_incomplete,
+    )  # fmt: skip
+    paths = []
+    for i, clip in enumerate(shown):
+        frames = _most_attended(_frames(batch, out, i, dataset.boxes_per_frame), frames_shown)
+        paths.append(_draw(clip.path, clip.title, frames, lambda t, v=clip.video: frame_at(v, t)))
+    return paths
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A clip that a picture is made of."""
+
+    clip: int  # its number in the dataset
+    video: str
+    title: str  # its id, what it shows and what the head says it shows
+    right: bool  # whether the two agree
+    path: Path  # of the picture
+
+
+def shown_clips(
+    run: str | Path | Run,
+    picture: str,
+    lacks: str,
+    n: int,
+    *,
+    split: str = "val",
+    stores: Mapping[str, object] | None = None,
+    clips: Sequence[str] | None = None,
+    class_names: Mapping[str, Sequence[str]] | None = None,
+    allow_incomplete: bool = False,
+) -> tuple[ClipDataset, dict, dict[str, np.ndarray], list[ShownClip]]:
+    """(dataset, batch of n of its clips, the head's outputs for them, the clips), for pictures that show clips.
+
+    picture: its name among the head's `pictures`. lacks: what a head that has no such picture does, for the message.
+    The others, and what is raised, as for `attention_pictures`.
+    """
     import torch
 
     run = run if isinstance(run, Run) else open_run(run)
     head, _ = run.best_head()
-    if "attention" not in getattr(head, "pictures", ()):
-        raise UserError(f"{run.path}: head {run.head_name} attends to no objects, so there is no attention to show")
+    if picture not in getattr(head, "pictures", ()):
+        raise UserError(f"{run.path}: head {run.head_name} {lacks}, so there is no {picture} to show")
     opened = run.open_stores(stores)
     dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
-    items = chosen_items(dataset, clips, n)
+    items = _chosen(dataset, clips, n)
     if not items:
-        raise UserError(f"{run.path}: no clip of split {split!r} has features, so there is no attention to show")
+        raise UserError(f"{run.path}: no clip of split {split!r} has features, so there is no {picture} to show")
     batch = dataset.batch(items)
     with torch.inference_mode():
         out = {key: value.numpy() for key, value in head(to_device(batch, "cpu")).items()}
     names = class_names or dataset.stores["verb"].manifest.dataset.get("class_names") or {}
-    paths = []
+    shown = []
     for i, item in enumerate(items):
-        clip = dataset.clip_ids[dataset.clips[item]]
-        frames = _frames(batch, out, i, dataset.boxes_per_frame)
-        truth, guess, _ = clip_words(batch, out, i, names)
-        title = f"{clip}     truth: {truth}     predicted: {guess}"
-        path = run.path / "pictures" / f"attention_{str(clip).replace('/', '_')}.png"
-        video = dataset.video_names[dataset.videos[item]]
-        paths.append(_draw(path, title, _most_attended(frames, frames_shown), lambda t, v=video: frame_at(v, t)))
-    return paths
+        clip, video = dataset.clips[item], dataset.video_names[dataset.videos[item]]
+        name, (truth, guess, right) = dataset.clip_ids[clip], _clip_words(batch, out, i, names)
+        title = f"{name}     truth: {truth}     predicted: {guess}"
+        path = run.path / "pictures" / f"{picture}_{str(name).replace('/', '_')}.png"
+        shown.append(ShownClip(clip, video, title, right, path))
+    return dataset, batch, out, shown
 
 
-def chosen_items(dataset, clips: Sequence[str] | None, n: int) -> list[int]:
+def class_name(names: Sequence[str], number: int) -> str:
+    """A class's name, or its number where it has none."""
+    return str(names[number]) if number < len(names) else str(number)
+
+
+def _chosen(dataset, clips: Sequence[str] | None, n: int) -> list[int]:
     """Items of these clips, or of n evenly spaced ones with features. Raises UserError for a clip that is not there."""
     if clips is None:
         good = np.flatnonzero(dataset.ok)
@@ -111,7 +155,7 @@ def _most_attended(frames: Mapping[float, dict], n: int) -> list[tuple[float, di
     return [(time, frames[time]) for time in sorted(sorted(frames, key=weight)[-n:])]
 
 
-def clip_words(batch: dict, out: dict, i: int, names: Mapping) -> tuple[str, str, bool]:
+def _clip_words(batch: dict, out: dict, i: int, names: Mapping) -> tuple[str, str, bool]:
     """(true verb and noun of clip i in words, predicted ones, whether they agree)."""
 
     def words(pair):

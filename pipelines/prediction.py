@@ -21,7 +21,7 @@ import numpy as np
 from errors import UserError
 from heads import metrics
 from pipelines.evaluated_clips import ClipScorer
-from pipelines.evaluation import check_lineage, open_scorer, scored_figures
+from pipelines.evaluation import check_labelled, check_lineage, open_scorer, predicted_rows, scored_figures
 from pipelines.run_folder import Run, open_run
 from stores.manifest import storage_errors, write_durable
 
@@ -61,7 +61,7 @@ def predict(run: str | Path, split: str = "val", *, out: str | Path | None = Non
 def filled(scores: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]) -> tuple[dict, np.ndarray]:
     """(scores without NaN, (n,) bool: which rows were predicted). The others become the log of each class's frequency
     among the training clips; every class is counted once more than it occurs, so that none is impossible."""
-    predicted = _predicted(scores)
+    predicted = predicted_rows(scores)
     out = {}
     for name, values in scores.items():
         frequency = (counts[name] + 1) / (counts[name].sum() + len(counts[name]))
@@ -113,8 +113,8 @@ def fuse(
         check_lineage(run, scorer.clips, split, allow_seen)
         if scorers:
             scorer = _aligned(scorer, scorers[0], run, opened[0])
-        elif unlabelled := scorer.clips.unlabelled(scorer.classes):
-            raise UserError(f"split {split!r} has {unlabelled} clips without labels: no figures")
+        else:
+            check_labelled(scorer, split)
         scorers.append(scorer)
     for run, scorer in zip(opened, scorers, strict=True):
         say(f"scoring: {run.path}")
@@ -123,7 +123,7 @@ def fuse(
     first = scorers[0]
     found = scored_figures(first, fused)
     found.pop("rows", None)  # of the first run's stores
-    predicted = _predicted(fused)
+    predicted = predicted_rows(fused)
     if out is not None:
         both, _ = filled(fused, first.counts)
         write_scores(Path(out), first.clips, both, predicted, split, " + ".join(run.path.name for run in opened))
@@ -147,10 +147,6 @@ def fused_scores(all_scores: Sequence[Mapping[str, np.ndarray]], shares: np.ndar
         mean = (np.nan_to_num(probabilities) * there).sum(axis=0) / np.where(total > 0, total, 1)
         out[name] = np.where(total > 0, np.log(np.maximum(mean, _TINY)), np.nan)
     return out
-
-
-def _predicted(scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.all([~np.isnan(values).any(axis=1) for values in scores.values()], axis=0)
 
 
 def fusion_shares(weights: Sequence[float] | None, runs: int) -> np.ndarray:

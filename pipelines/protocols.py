@@ -10,7 +10,7 @@ import numpy as np
 from heads import metrics
 from pipelines.evaluated_clips import EvaluatedClips
 
-__all__ = ["protocol_figures", "register_protocol"]
+__all__ = ["dataset_family", "protocol_figures", "register_protocol"]
 
 _PROTOCOLS: dict[str, Callable[..., dict]] = {}
 
@@ -28,6 +28,11 @@ def register_protocol(dataset: str):
     return register
 
 
+def dataset_family(name: str) -> str:
+    """The dataset that a variant (`name:...`, `name-...`) is of."""
+    return re.split("[:-]", name, maxsplit=1)[0]
+
+
 def protocol_figures(
     dataset_name: str, scores: Mapping[str, np.ndarray], dataset: EvaluatedClips, prior: np.ndarray | None
 ) -> dict:
@@ -36,7 +41,7 @@ def protocol_figures(
     scores: {label name: (n, classes) logits} in the order of the clips, NaN rows where there is no prediction; they
     need not name both verb and noun. prior: mu(verb, noun) of eq. 3.14, None without both.
     """
-    protocol = _PROTOCOLS.get(re.split("[:-]", dataset_name, maxsplit=1)[0])  # variants: name:..., name-...
+    protocol = _PROTOCOLS.get(dataset_family(dataset_name))
     return protocol(scores, dataset, prior) if protocol is not None else {}
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from heads.published import published
+from pipelines.protocols import dataset_family
 
 __all__ = ["published_rows", "published_split"]
 
@@ -23,9 +24,8 @@ def published_rows(
     Returns [{"source", "method", "input", "metric", "ours", "theirs", "difference", "note"}] in the order of the
     tables, in percent (median ranks in ranks); difference = ours - theirs; note: a misprint of the source, or "".
     """
-    family = re.split("[:-]", dataset, maxsplit=1)[0]
     rows = []
-    for row in published(family, metric, published_split(dataset, split)):
+    for row in published(dataset_family(dataset), metric, published_split(dataset, split)):
         ours = _figure(figures, row.metric)
         if ours is None or source not in (None, row.source):
             continue

@@ -11,6 +11,7 @@ import numpy as np
 from errors import UserError
 from extract.datasets.base import walk_media
 from extract.decode import VideoError
+from heads.metrics import softmax
 from pipelines.extraction import default_decode_workers
 from pipelines.known_rows import Video
 from pipelines.overlap import in_threads
@@ -145,7 +146,7 @@ def _looked(recogniser: Recogniser, found: Sequence[tuple[str, Video]], from_sto
 
 
 def _facts(looked: Looked, answer: Answer, top: int, compare: bool) -> dict:
-    recogniser, probabilities = looked.recogniser, _softmax(answer.logits)
+    recogniser, probabilities = looked.recogniser, softmax(answer.logits)
     methods = [_method(recogniser, recogniser.method, answer.picked, looked, answer)]
     for name, picked in _baselines(looked.there, int(answer.picked.sum())).items():
         other = looked.afresh() if compare else None
@@ -191,11 +192,6 @@ def _method(
         found["decoding_s"] = seconds["opening"] + seconds["decoding"]
         found["label"] = recogniser.label(int(answer.logits.argmax()))
     return found
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exp = np.exp(logits.astype(np.float64) - logits.max())
-    return exp / exp.sum()
 
 
 def _strip(looked: Looked, answer: Answer, folder: Path | None, facts: dict) -> str | None:

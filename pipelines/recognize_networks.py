@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,14 +14,14 @@ from errors import UserError
 from extract.networks import create_network, network_spec
 from extract.sampling import GridSampling, Sampling, SegmentSampling, frame_rows, instants, segment_rows
 from extract.transforms import Resize
-from extract.weights import TABLE, RandomWeightsWarning, weights_folders
-from pipelines.cost import VideoCost, head_cost, network_cost
+from extract.weights import TABLE, weights_folders
+from pipelines.cost import VideoCost, counted, head_cost, network_cost, random_network
 from pipelines.devices import pick_device
 from pipelines.inspection import reading_of
 from pipelines.known_rows import KnownRows, KnownVideo, Video, stores_like
 from pipelines.request import feature_roots
 from pipelines.run_folder import Run, open_run
-from pipelines.sampler_evaluation import ADAPTIVE, open_sampler, thresholds_of
+from pipelines.sampler_evaluation import kept_thresholds, open_sampler, thresholds_of
 from pipelines.sampler_model import load_sampler
 from stores import Store
 
@@ -66,21 +63,17 @@ class Part:
         """uint8 frames -> (n, C) float32 as its store would hold them."""
         network, array = self.network, ARRAYS[self.role]
         batches = [frames[i : i + network.spec.batch_size] for i in range(0, len(frames), network.spec.batch_size)]
-        with self._counter(len(frames)):
-            values = np.concatenate([network.run({"frames": list(batch)})[array] for batch in batches])
-        return values.astype(self.dtype).astype(np.float32)
 
-    @contextlib.contextmanager
-    def _counter(self, frames: int):
-        """Counts a network of one's own or of a library while it runs: it may do something else without weights."""
-        if ":" not in self.name or self._counted is not None:
-            yield
-            return
-        from torch.utils.flop_counter import FlopCounterMode
+        def values() -> np.ndarray:
+            return np.concatenate([network.run({"frames": list(batch)})[array] for batch in batches])
 
-        with FlopCounterMode(display=False) as counter:
-            yield
-        self._counted = counter.get_total_flops() / 2e9 / frames
+        # A network of one's own or of a library is counted while it runs: it may do something else without weights.
+        if ":" in self.name and self._counted is None:
+            found, multiply_adds = counted(values)
+            self._counted = multiply_adds / 1e9 / len(frames)
+        else:
+            found = values()
+        return found.astype(self.dtype).astype(np.float32)
 
     def windows(self, duration_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(starts, stops, when the frame is taken) of a video's rows, float64 (R,) seconds."""
@@ -161,7 +154,7 @@ def open_recogniser(
             frames; a number of frames that the run has not.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    if run.facts.get("kind") != "sampler":
+    if run.kind != "sampler":
         raise UserError(
             f"{run.path} is no trained sampler: recognize takes a run of train-head psn, train-head scsampler or"
             " train-backbone --head psn-sampler"
@@ -189,16 +182,10 @@ def open_recogniser(
     (target,) = run.facts["targets"]
     named = (store.manifest.dataset.get("class_names") or {} for store in opened.values())
     names = next((names[target] for names in named if target in names), [])
-    threshold = _threshold(run, sampled, stores, device) if adaptive else None
+    threshold = None
+    if adaptive:
+        threshold = (kept_thresholds(run) or thresholds_of(open_sampler(run, opened, device)))[sampled]
     return Recogniser(run, model.head, {SAMPLER: light, RECOGNISER: heavy}, device, sampled, threshold, names)
-
-
-def _threshold(run: Run, sampled: int, stores, device: str) -> float:
-    """That with which M frames are picked on average; found on the clips of the training where the run lacks it."""
-    path = run.path / ADAPTIVE
-    if path.is_file():
-        return float(json.loads(path.read_bytes())["thresholds"][str(sampled)])
-    return thresholds_of(open_sampler(run, stores, device))[sampled]
 
 
 def _weights_by_role(weights: Iterable[str]) -> dict[str, str]:
@@ -260,9 +247,7 @@ def _without_weights(name: str, options: Mapping, array: str):
     import torch
 
     if ":" in name:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RandomWeightsWarning)
-            network = create_network(name, "random:0", **options)
+        network = random_network(name, options)
     else:
         with torch.device("meta"):
             network = network_spec(name, **options).build()

@@ -14,7 +14,7 @@ from pipelines.request import feature_roots
 from pipelines.run_folder import Run, load_tensors, open_run
 from pipelines.runs_table import figures_in
 from stores import Store, open_store
-from stores.manifest import storage_errors, write_durable
+from stores.manifest import storage_errors
 
 __all__ = ["Comparison", "compare_runs", "find_by_recipe", "reproduce"]
 
@@ -87,8 +87,8 @@ def reproduce(
         # The run's own facts are put there first, so that the training compares what it is asked with all of them.
         with storage_errors(out):
             out.mkdir(parents=True, exist_ok=True)
-            started = {**facts, "made": run_facts(pick_device(device))}
-            write_durable(out / "run.json", (json.dumps(started, indent=1) + "\n").encode())
+            started = Run(out, {**facts, "made": run_facts(pick_device(device))})
+            started.write_json("run.json", started.facts)
     options = {"fit": facts["fit"], "seed": facts["seed"], "device": device, "progress": progress, "say": say}
     _TRAININGS[original.kind](original, found, weights, place, {"out": out, "set": facts["training"], **options})
     return compare_runs(original, open_run(out), tolerance)

@@ -15,7 +15,7 @@ import numpy as np
 from errors import UserError
 from stores import OK, SequenceDataset, Store
 from stores.joining import positions
-from stores.splits import split_mask
+from stores.splits import split_column, split_mask
 
 __all__ = ["CachedTokens", "Captions", "Pairs", "TokenIds", "expert_array", "max_tokens_of"]
 
@@ -69,8 +69,7 @@ class Captions:
 
     def count_in(self, split: str, where) -> np.ndarray:
         """(n,) bool: captions that a split, `[scheme:]part[+part]`, counts; all where captions have no such column."""
-        scheme = split.rpartition(":")[0]
-        column = f"split_{scheme}" if scheme else "split"
+        column = split_column(split)
         return split_mask(self.parts, split, where) if column in self.parts else np.ones(len(self.clip), bool)
 
 

@@ -39,6 +39,7 @@ from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.settings import parse_settings, part_of, settings_of
 from stores import Store, open_store
 from stores.joining import same_dataset
+from stores.splits import split_column
 
 __all__ = ["RetrievalSchedule", "evaluate_retrieval", "train_retrieval"]
 
@@ -329,8 +330,7 @@ def _validation(data: _Data, fit: str, lineage, say) -> Pairs | None:
     """The validation pairs, or None (with a line that says why) where figures on them would mean nothing."""
     split = data.schedule.split("val")
     first = next(iter(data.experts.values()))
-    column = f"split_{data.schedule.scheme}" if data.schedule.scheme else "split"
-    if fit != "train" or "val" not in {str(part) for part in first.clips.get(column, ())}:
+    if fit != "train" or "val" not in {str(part) for part in first.clips.get(split_column(split), ())}:
         say("no validation: " + (f"fitting on {fit}" if fit != "train" else f"the dataset has no split {split}"))
         return None
     pairs = data.pairs(split)

@@ -15,7 +15,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -139,13 +139,14 @@ class Run:
         with open(self.path / "log.csv", newline="") as lines:
             return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
 
-    def write_log(self, history: list[dict]) -> None:
-        columns = list(dict.fromkeys(name for row in history for name in row))
+    def write_csv(self, name: str, rows: Sequence[Mapping]) -> None:
+        """Rows as lines; a column that a row lacks stays empty there."""
+        columns = list(dict.fromkeys(column for row in rows for column in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(history)
-        write_durable(self.path / "log.csv", text.getvalue().encode())
+        writer.writerows(rows)
+        write_durable(self.path / name, text.getvalue().encode())
 
     def write_json(self, name: str, value) -> None:
         write_durable(self.path / name, (json.dumps(value, indent=1) + "\n").encode())

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +143,7 @@ def _with_differing_settings(row: TableRow, rows: Sequence[TableRow]) -> TableRo
     """Keeps the settings in which rows of the same head or network differ."""
     alike = [other.settings for other in rows if other.trained == row.trained]
     kept = {k: v for k, v in row.settings.items() if any(other.get(k) != v for other in alike)}
-    return TableRow(**{**vars(row), "settings": kept})
+    return replace(row, settings=kept)
 
 
 # --- as text ---

@@ -3,21 +3,16 @@ cost (thesis sections 5.2.4 and 5.3)."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from errors import UserError
-from extract.networks import create_network
-from extract.weights import RandomWeightsWarning
 from heads import metrics
-from pipelines.cost import VideoCost, head_cost, network_cost
+from pipelines.cost import VideoCost, head_cost, network_cost, random_network
 from pipelines.devices import pick_device
 from pipelines.evaluation import check_lineage, write_figures
 from pipelines.labelled_clips import ClipSource, SplitOf, clip_source, source_of
@@ -27,7 +22,6 @@ from pipelines.run_folder import Run
 from pipelines.sampler_clips import Candidates, SharedFrames
 from pipelines.training import array_of
 from stores import Store, prefetch
-from stores.manifest import write_durable
 
 __all__ = [
     "FIGURES",
@@ -39,6 +33,7 @@ __all__ = [
     "costs",
     "evaluate_sampler",
     "figures",
+    "kept_thresholds",
     "margins",
     "method_rows",
     "open_sampler",
@@ -105,13 +100,14 @@ def method_rows(
     looked = float(seen.mask.sum(dim=1).float().mean())
     rows = []
     for m in ms:
-        for method, learned, over, ways in _picks(seen, head, name, m, seed, draws, (thresholds or {}).get(m)):
+        threshold = (thresholds or {}).get(m)
+        for method, learned, weighted, over, ways in _picks(seen, head, name, m, seed, draws, threshold):
             found = [
                 {
-                    **score(_video_logits(seen, weights, picked, head, over)),
+                    **score(_video_logits(seen, picked, head, weighted, over)),
                     "frames": float(picked.sum(dim=1).float().mean()),
                 }
-                for weights, picked in ways
+                for picked in ways
             ]
             row = {"method": method, "m": m} | {key: float(np.mean([one[key] for one in found])) for key in found[0]}
             for unit, of in (cost or {}).items():
@@ -123,36 +119,36 @@ def method_rows(
 
 
 def _picks(seen, head, name: str, m: int, seed: int, draws: int, threshold: float | None) -> Iterator[tuple]:
-    """Of every method its name, whether a sampler looked first, what sums of logits are divided by (None: the number of
-    frames picked), and [(weights (V, N), picked (V, N) bool)] by draw."""
+    """Of every method its name, whether a sampler looked first, whether scores weigh the logits, what sums of logits
+    are divided by (None: the number of frames picked), and [picked (V, N) bool] by draw."""
     import torch
 
     from heads import frame_sampling as fs
 
-    mask, scores, ones = seen.mask, seen.scores, torch.ones_like(seen.scores)
-    config, n = head.config, seen.mask.shape[1]
-    weights = scores if head.weighting else ones
+    mask, scores, config, n = seen.mask, seen.scores, head.config, seen.mask.shape[1]
     generator = torch.Generator().manual_seed(seed)  # the same for every M: more frames are the fewer ones and others
     if m == n:
-        yield "dense", False, None, [(ones, fs.dense(mask))]
-    yield "uniform", False, None, [(ones, fs.uniform(mask, m))]
-    yield "random", False, None, [(ones, fs.random_frames(mask, m, generator)) for _ in range(draws)]
+        yield "dense", False, False, None, [fs.dense(mask)]
+        draws = 1  # all of which would be every frame
+    yield "uniform", False, False, None, [fs.uniform(mask, m)]
+    yield "random", False, False, None, [fs.random_frames(mask, m, generator) for _ in range(draws)]
     top = fs.select(scores, m, mask)
     if head.weighting:
-        yield "sampling only", True, None, [(ones, top)]
+        yield "sampling only", True, False, None, [top]
     whole = head.weighting and config.sampled == config.frames == m
-    yield "weighting only" if whole else name, True, None, [(weights, top)]
+    yield "weighting only" if whole else name, True, head.weighting, None, [top]
     if threshold is not None:
         own = fs.adaptive_m(scores, mask, threshold)
         # Divided by M, as with M frames each: by their own numbers, those of whom little was seen would seem surest.
-        yield "adaptive", True, m, [(weights, fs.select(scores, own, mask))]
+        yield "adaptive", True, head.weighting, m, [fs.select(scores, own, mask)]
 
 
-def _video_logits(seen, weights, picked, head, over: int | None = None) -> np.ndarray:
+def _video_logits(seen, picked, head, weighted: bool, over: int | None = None) -> np.ndarray:
     """(V, classes) float32; where frames are not weighted, their mean."""
     from heads.frame_sampling import video_logits
 
-    aggregate = head.config.aggregate if weights is seen.scores else "mean"
+    aggregate = head.config.aggregate if weighted else "mean"
+    weights = seen.scores if weighted else seen.scores.new_ones(seen.scores.shape)
     parts = [slice(i, i + _VIDEOS_AT_ONCE) for i in range(0, len(picked), _VIDEOS_AT_ONCE)]
     return np.concatenate([video_logits(seen.logits[p], weights[p], picked[p], aggregate, over).numpy() for p in parts])
 
@@ -162,8 +158,7 @@ def picked_logits(seen, head, m):
     from heads.frame_sampling import select
 
     picked = select(seen.scores, m, seen.mask)
-    weights = seen.scores if head.weighting else seen.scores.new_ones(seen.scores.shape)
-    return _video_logits(seen, weights, picked, head), picked
+    return _video_logits(seen, picked, head, head.weighting), picked
 
 
 def scorer(targets: Targets, which: np.ndarray, there: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
@@ -316,17 +311,9 @@ def evaluate_sampler(
         "cost": cost,
     }
     result = write_figures(run, split, opened.epoch, found)
-    write_durable(run.path / "accuracy_cost.csv", _as_csv(rows).encode())
+    run.write_csv("accuracy_cost.csv", rows)
     accuracy_cost(run, result)
     return result
-
-
-def _as_csv(rows: Sequence[Mapping]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def cached_inputs(store: Store) -> tuple[ClipSource, VectorInputs]:
@@ -353,11 +340,18 @@ def calibrate_run(run: Run, model, candidates: Candidates, which: np.ndarray, de
     return found
 
 
+def kept_thresholds(run: Run) -> dict[int, float]:
+    """What `calibrate_run` wrote; {} where the run has none yet."""
+    path = run.path / ADAPTIVE
+    if not path.is_file():
+        return {}
+    return {int(m): value for m, value in json.loads(path.read_bytes())["thresholds"].items()}
+
+
 def thresholds_of(opened: Opened) -> dict[int, float]:
     """A run's thresholds by M; found anew on the clips it was trained on where the run has none yet."""
-    path = opened.run.path / ADAPTIVE
-    if path.is_file():
-        return {int(m): value for m, value in json.loads(path.read_bytes())["thresholds"].items()}
+    if kept := kept_thresholds(opened.run):
+        return kept
     which = opened.source.split(opened.run.facts["fit"])
     return calibrate_run(opened.run, opened.model, opened.candidates, which, opened.device)
 
@@ -399,8 +393,6 @@ def _network_of(store: Store, array: str, device: str):
     made = store.manifest.spec.get("created_with")
     if made is None:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RandomWeightsWarning)
-        network = create_network(made["name"], "random:0", **made["options"])
+    network = random_network(made["name"], made["options"])
     network.keep = (array if array in network.spec.outputs else "vector",)  # a classifier apart costs next to nothing
     return network.to(device)

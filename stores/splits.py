@@ -8,6 +8,12 @@ import numpy as np
 from errors import UserError
 
 
+def split_column(split: str) -> str:
+    """The column of a clips table that `[scheme:]part[+part]` asks for."""
+    scheme = split.rpartition(":")[0]
+    return f"split_{scheme}" if scheme else "split"
+
+
 def split_mask(clips: Mapping[str, np.ndarray], split: str, where: str | os.PathLike) -> np.ndarray:
     """(clips,) bool: those in `[scheme:]part[+part]`; `trainval` is train and val.
 
@@ -15,7 +21,7 @@ def split_mask(clips: Mapping[str, np.ndarray], split: str, where: str | os.Path
     Raises UserError for a scheme or a part that is not there; it lists those that are.
     """
     scheme, _, part = split.rpartition(":")
-    column = f"split_{scheme}" if scheme else "split"
+    column = split_column(split)
     if column not in clips:
         schemes = [name for name in clips if name.startswith("split")]
         raise UserError(f"{where}: no split {scheme or 'column'!r}; it has {', '.join(schemes) or 'none'}")

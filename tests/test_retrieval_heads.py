@@ -9,7 +9,8 @@ import torch
 import heads
 from errors import UserError
 from heads.ce import CollaborativeGate
-from heads.experts import GatedEmbedding, Projection, max_over_time, mixture_similarity
+from heads.experts import GatedEmbedding, Projection, mixture_similarity
+from heads.layers import masked_max
 from heads.netvlad import NetVLAD
 from heads.ranking_losses import hardest_margin, max_margin
 
@@ -171,10 +172,10 @@ def test_more_hardest_negatives_than_there_are():
     assert torch.equal(hardest_margin(similarity, 0.2, 3), hardest_margin(similarity, 0.2, 30))
 
 
-def test_max_over_time_of_negative_values_and_of_nothing():
+def test_masked_max_of_negative_values_and_of_nothing():
     tokens = torch.tensor([[[-3.0, -1.0], [-2.0, -4.0], [9.0, 9.0]], [[5.0, 5.0]] * 3])
     mask = torch.tensor([[True, True, False], [False] * 3])
-    assert max_over_time(tokens, mask).tolist() == [[-2, -1], [0, 0]]
+    assert masked_max(tokens, mask).tolist() == [[-2, -1], [0, 0]]
 
 
 # --- every retrieval head ---

@@ -17,13 +17,12 @@ label counts for the video all the same).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import UserError
-from extract.csv_reading import Problems, read_csv, read_text
+from extract.csv_reading import Problems, read_csv
 from extract.datasets.base import Dataset
 from extract.datasets.registry import register_dataset
 from extract.datasets.whole_videos import (
@@ -32,6 +31,7 @@ from extract.datasets.whole_videos import (
     find_annotation,
     numbered_lines,
     read_class_index,
+    read_json,
     whole_video_dataset,
 )
 
@@ -121,7 +121,7 @@ def _united(sources: Iterable[tuple[Path | None, dict[str, _Annotated]]]) -> dic
 
 
 def _read_official(path: Path) -> dict[str, _Annotated]:
-    database = _json(path, "database")
+    database = read_json(path, "database")
     found, problems = {}, Problems(path)
     for name, entry in database.items():
         if not isinstance(entry, dict) or entry.get("subset") not in PARTS:
@@ -136,7 +136,7 @@ def _read_bmn(path: Path, info: Path) -> dict[str, _Annotated]:
     subset = read_csv(info, ["video", "subset"])
     part_of = dict(zip(subset["video"], subset["subset"], strict=True))
     found, problems = {}, Problems(path)
-    for prefixed, entry in _json(path).items():
+    for prefixed, entry in read_json(path).items():
         name = prefixed.removeprefix("v_")
         if part_of.get(prefixed) not in PARTS:
             problems.add(0, f"video {prefixed}: {info.name} has no subset of it among {', '.join(PARTS)}")
@@ -191,15 +191,3 @@ def _check_labels(found: dict[str, _Annotated], number: dict[str, int], folder: 
                 f"{folder}: video {name} is labelled {unknown!r}, which is none of the {len(number)} classes of"
                 " classInd.txt or action_name.csv"
             )
-
-
-def _json(path: Path, key: str | None = None) -> dict:
-    """The object in a JSON file, or what it has under `key`."""
-    try:
-        data = json.loads(read_text(path))
-        data = data if key is None else data[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the JSON that was looked for ({error!r})") from None
-    if not isinstance(data, dict) or not data:
-        raise UserError(f"{path}: holds no videos")
-    return data

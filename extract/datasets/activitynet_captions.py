@@ -9,15 +9,14 @@ annotation of the same videos: the variant `activitynet_captions:val=2` has its 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from errors import UserError
-from extract.csv_reading import Problems, read_text
+from extract.csv_reading import Problems
 from extract.datasets.base import Dataset
 from extract.datasets.captioned import CaptionedVideo, captioned_dataset, one_line
 from extract.datasets.registry import register_dataset
-from extract.datasets.whole_videos import annotation_folder, find_annotation
+from extract.datasets.whole_videos import annotation_folder, find_annotation, read_json
 
 __all__ = ["activitynet_captions"]
 
@@ -58,14 +57,8 @@ def activitynet_captions(data_root: Path | None, media: str = "rgb", val: int = 
 
 def _paragraphs(path: Path, problems: Problems) -> dict[str, str]:
     """{video's id: all its sentences}. Sentences come with blanks around them."""
-    try:
-        data = json.loads(read_text(path))
-        if not isinstance(data, dict) or not data:
-            raise ValueError("no videos")
-    except ValueError as error:
-        raise UserError(f"{path}: not the JSON that was looked for ({error})") from None
     found = {}
-    for name, entry in data.items():
+    for name, entry in read_json(path).items():
         sentences = entry.get("sentences") if isinstance(entry, dict) else None
         if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
             problems.add(0, f"video {name}: its sentences are not a list of texts")

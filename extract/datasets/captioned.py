@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
-from extract.datasets.base import Dataset, Table, safe_video_name, strings
-from extract.datasets.whole_videos import find_videos
+from extract.datasets.base import Dataset, Table, strings
+from extract.datasets.whole_videos import whole_video_tables
 
 __all__ = ["CaptionedVideo", "captioned_dataset", "one_line"]
 
@@ -59,20 +58,11 @@ def captioned_dataset(
         UserError: a name that leaves the folder of videos, one that is there twice, two files of one name.
     """
     videos = sorted(videos, key=lambda video: video.name)
-    names = [video.name for video in videos]
-    if wrong := next((video for video in names if not safe_video_name(video)), None):
-        raise UserError(f"dataset {name}: video {wrong!r} is not a path below the folder of videos")
-    paths, kinds = find_videos(root, names, prefixes)
-    columns = {"split": [video.split for video in videos]}
-    columns |= {f"split_{s}": [part_of.get(video, "") for video in names] for s, part_of in (schemes or {}).items()}
-    clips: Table = {
-        "id": strings(names),
-        "video": np.arange(len(names), dtype=np.int32),
-        "start_s": np.zeros(len(names)),
-        "stop_s": np.full(len(names), np.nan),
-        **{column: np.array([of.get(video, -1) for video in names], np.int32) for column, of in (labels or {}).items()},
-        **{column: strings(parts) for column, parts in columns.items()},
+    columns = {
+        column: np.array([of.get(video.name, -1) for video in videos], np.int32)
+        for column, of in (labels or {}).items()
     }
+    table, clips = whole_video_tables(name, root, videos, prefixes=prefixes, labels=columns, schemes=schemes)
     told = [(i, k) for i, video in enumerate(videos) for k in range(len(video.captions))]
     texts: Table = {
         "clip": np.array([i for i, _ in told], np.int32),
@@ -83,12 +73,12 @@ def captioned_dataset(
         parts = []
         for i, k in told:
             own = (videos[i].caption_parts or {}).get(scheme)
-            parts.append(columns[column][i] if own is None else own[k])
+            parts.append(clips[column][i] if own is None else own[k])
         texts[column] = strings(parts)
     return Dataset(
         name=name,
         root=root,
-        videos={"name": strings(names), "path": paths, "kind": kinds},
+        videos=table,
         clips=clips,
         texts=texts,
         classes={column: len(of) for column, of in (class_names or {}).items()},

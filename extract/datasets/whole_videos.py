@@ -6,6 +6,7 @@ A clip has no stop: it reaches to its video's end, so it is planned once the vid
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ __all__ = [
     "find_videos",
     "numbered_lines",
     "read_class_index",
+    "read_json",
     "whole_video_dataset",
+    "whole_video_tables",
 ]
 
 
@@ -76,6 +79,22 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """(line number from 1, line without surrounding blanks) of a text file's lines that are not blank."""
     lines = enumerate(read_text(path).splitlines(), start=1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def read_json(path: Path, key: str | None = None) -> dict:
+    """The object in a JSON file, or the one that it has under `key`.
+
+    Raises:
+        UserError: no JSON, no such key, no object, or one that is empty.
+    """
+    try:
+        data = json.loads(read_text(path))
+        data = data if key is None else data[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the JSON that was looked for ({error!r})") from None
+    if not isinstance(data, dict) or not data:
+        raise UserError(f"{path}: not the JSON that was looked for: it holds no videos")
+    return data
 
 
 def read_class_index(path: Path) -> list[str]:
@@ -139,6 +158,42 @@ def find_videos(root: Path, names: Sequence[str], prefixes: Iterable[str] = ("",
 # ---- tables ----------------------------------------------------------------------------------------------
 
 
+def whole_video_tables(
+    name: str,
+    root: Path,
+    videos: Sequence,
+    *,
+    prefixes: Iterable[str] = ("",),
+    labels: Mapping[str, np.ndarray] | None = None,
+    schemes: Mapping[str, Mapping[str, str]] | None = None,
+) -> tuple[Table, Table]:
+    """(videos, clips) of a dataset of whole videos, in their order; a clip bears its video's name as id.
+
+    Args:
+        videos: whatever has a `name` and a `split`.
+        labels: label columns of the clips.
+        prefixes, schemes: as of `whole_video_dataset`.
+
+    Raises:
+        UserError: a name that leaves the folder of videos, two files of one name.
+    """
+    names = [video.name for video in videos]
+    if wrong := next((video for video in names if not safe_video_name(video)), None):
+        raise UserError(f"dataset {name}: video {wrong!r} is not a path below the folder of videos")
+    paths, kinds = find_videos(root, names, prefixes)
+    clips: Table = {
+        "id": strings(names),
+        "video": np.arange(len(names), dtype=np.int32),
+        "start_s": np.zeros(len(names)),
+        "stop_s": np.full(len(names), np.nan),
+        **(labels or {}),
+        "split": strings(video.split for video in videos),
+    }
+    for scheme, part_of in (schemes or {}).items():
+        clips[f"split_{scheme}"] = strings(part_of.get(video, "") for video in names)
+    return {"name": strings(names), "path": paths, "kind": kinds}, clips
+
+
 def whole_video_dataset(
     name: str,
     root: Path,
@@ -163,21 +218,9 @@ def whole_video_dataset(
         UserError: a name that leaves the folder of videos, one that is there twice, two files of one name.
     """
     videos = sorted(videos, key=lambda video: video.name)
-    names = [video.name for video in videos]
-    if wrong := next((video for video in names if not safe_video_name(video)), None):
-        raise UserError(f"dataset {name}: video {wrong!r} is not a path below the folder of videos")
-    number = {video: i for i, video in enumerate(names)}
-    paths, kinds = find_videos(root, names, prefixes)
-    clips: Table = {
-        "id": strings(names),
-        "video": np.arange(len(names), dtype=np.int32),
-        "start_s": np.zeros(len(names)),
-        "stop_s": np.full(len(names), np.nan),
-        "label": np.array([next(iter(video.labels), -1) for video in videos], np.int32),
-        "split": strings(video.split for video in videos),
-    }
-    for scheme, part_of in (schemes or {}).items():
-        clips[f"split_{scheme}"] = strings(part_of.get(video, "") for video in names)
+    number = {video.name: i for i, video in enumerate(videos)}
+    first = np.array([next(iter(video.labels), -1) for video in videos], np.int32)
+    table, clips = whole_video_tables(name, root, videos, prefixes=prefixes, labels={"label": first}, schemes=schemes)
     labels = None
     if multi_label:
         pairs = [(i, label) for i, video in enumerate(videos) for label in video.labels]
@@ -195,7 +238,7 @@ def whole_video_dataset(
     return Dataset(
         name=name,
         root=root,
-        videos={"name": strings(names), "path": paths, "kind": kinds},
+        videos=table,
         clips=clips,
         labels=labels,
         events=events,
