@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from commands.options import moved_store_options, moved_stores, place_options
+from commands.printing import say
 
 __all__ = ["plot"]
 
@@ -31,5 +32,4 @@ def plot(run, **options):
     """
     from pipelines.plotting import plot_run
 
-    for path in plot_run(run, stores=moved_stores(options), **options):
-        click.echo(path)
+    plot_run(run, stores=moved_stores(options), say=say, drawn=click.echo, **options)

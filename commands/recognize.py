@@ -79,7 +79,7 @@ def lines_of(facts: dict) -> list[str]:
     frames = facts["frames"]
     lost = sum(frame["score"] is None for frame in frames)
     lines = [
-        f"{facts['video']}: {facts['duration_s']:.1f} s, {len(frames)} candidate frames"
+        f"{facts['video']}: {facts['duration_s']:.1f} s, {len(frames)} candidate frame{'s' * (len(frames) != 1)}"
         + (f", {lost} of them cannot be decoded" if lost else "")
     ]
     lines += [f"  {100 * one['probability']:5.1f} %  {one['label']}" for one in facts["labels"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ __all__ = ["class_gains", "confusion", "confusion_pictures", "gain_pictures"]
 
 NAMED = 40  # classes that have room for their names
 NUMBERED = 16  # classes that have room for numbers in the cells
+TITLE = 88  # characters of a line above the gains
 ENDS = 20  # of more classes than there is room for: the largest gains and losses shown
 
 
@@ -81,7 +83,9 @@ def gain_pictures(
         tops = [100 * float(np.mean(guess == truth)) for guess in guesses]
         title = f"{label}s, {split}: {run.path.name} {tops[0]:.1f} %, {against.path.name} {tops[1]:.1f} % top-1"
         path = run.path / "pictures" / f"gain_{label}_over_{against.path.name}.png"
-        paths.append(_draw_gains(path, class_gains(truth, *guesses, classes), names.get(label) or (), title))
+        paths.append(
+            _draw_gains(path, class_gains(truth, *guesses, classes), len(truth), names.get(label) or (), title)
+        )
     return paths
 
 
@@ -115,7 +119,7 @@ def _draw_confusion(path: Path, found: np.ndarray, counts: np.ndarray, names: Se
     return save_figure(figure, path)
 
 
-def _draw_gains(path: Path, found: np.ndarray, names: Sequence[str], title: str) -> Path:
+def _draw_gains(path: Path, found: np.ndarray, clips: int, names: Sequence[str], title: str) -> Path:
     plt = pyplot()
     occurring = np.flatnonzero(found[:, 0])
     net = found[:, 1] - found[:, 2]
@@ -137,9 +141,11 @@ def _draw_gains(path: Path, found: np.ndarray, names: Sequence[str], title: str)
         )  # fmt: skip
     axis.set_yticks(places, [f"{class_name(names, c)} ({found[c, 0]})" for c in order], fontsize=8)
     axis.set_ylim(-0.7, len(order) - 0.3)
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, -1), max(high, 1))  # whole clips have whole ticks, also where there are few
     axis.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel("clips")
+    axis.set_xlabel(f"clips (one is {100 / clips:.2g} percentage points of top-1)")
     axis.legend(fontsize=8, loc="lower right")
-    axis.set_title(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, TITLE), fontsize=10)
     return save_figure(figure, path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import numpy as np
 
 from extract.networks import create_network
 from extract.networks.spec import READS
+from extract.weights import RandomWeightsWarning
 from pipelines.extraction import choose_device
 from pipelines.planning import Job
 from pipelines.request import readable_bytes
@@ -77,7 +79,9 @@ def seconds_a_row(job: Job, device: str = "auto") -> float:
     Decoding overlaps with it; where it takes longer, extraction takes as long as decoding.
     """
     weights = job.weights or ("random:0" if job.spec.weights else None)  # time does not depend on their values
-    network = create_network(job.network, weights=weights, **job.options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomWeightsWarning)  # nothing is kept of what it computes
+        network = create_network(job.network, weights=weights, **job.options)
     network.keep = job.keep
     network.to(choose_device(device), job.request.precision)
     size = 1 if network.device.type == "cpu" else job.layout.batch_size

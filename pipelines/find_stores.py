@@ -9,7 +9,7 @@ from errors import MachineError, UserError
 from pipelines.request import feature_roots
 from stores import NotAStore, open_store
 
-__all__ = ["find_stores", "stores_of_datasets"]
+__all__ = ["find_stores", "own_dataset", "stored_name", "stores_of_datasets"]
 
 CLIP_STORES = (("i3d_rgb_verb", "i3d_rgb_noun"), ("i3d_rgb", "i3d_rgb"))  # (verb, noun), in this order of preference
 
@@ -54,12 +54,22 @@ def find_stores(
         detail = " (" + " | ".join(why) + ")" if why else ""
         raise UserError(
             f"no dataset under {where} has the stores this head reads: {', '.join(reads)}{detail}."
-            f" Run: {_command(wanted, datasets.get(wanted, {}), reads)}"
+            f" Run: {_command(wanted, datasets.get(stored_name(wanted), {}), reads)}"
         )
     name, found = next(iter(whole.items()))
     opened = {path: open_store(path) for path in set(found.values())}
     lines = [f"{role}: {path}" for role, path in found.items()] + left_out
     return {role: opened[path] for role, path in found.items()}, lines
+
+
+def stored_name(dataset: str) -> str:
+    """The name that stores bear of a dataset asked for by its name or its CSV."""
+    return Path(dataset).stem if dataset.endswith(".csv") else dataset
+
+
+def own_dataset(dataset: str) -> str:
+    """How `extract` is asked for a dataset of one's own, by the name that its stores bear or its CSV."""
+    return f"--dataset {dataset if dataset.endswith('.csv') else f'{dataset}.csv'} --videos DIR"
 
 
 def stores_of_datasets(roots: list[Path], dataset: str | None) -> tuple[dict[str, dict[str, Path]], list[str]]:
@@ -68,7 +78,7 @@ def stores_of_datasets(roots: list[Path], dataset: str | None) -> tuple[dict[str
     left_out = []
     for root in roots:
         for path in sorted(root.glob("*/*.zarr")) if root.is_dir() else ():
-            if dataset is not None and path.parent.name != dataset:
+            if dataset is not None and path.parent.name != stored_name(dataset):
                 continue
             try:
                 open_store(path)
@@ -84,10 +94,10 @@ def stores_of_datasets(roots: list[Path], dataset: str | None) -> tuple[dict[str
 def _command(dataset: str, stores: Mapping[str, Path], reads: Mapping) -> str:
     """The command that makes the stores a head reads. A dataset from a CSV is known by its empty family."""
     families = {_family(path) for path in stores.values()}
-    if "" not in families:
+    if "" not in families and not dataset.endswith(".csv"):
         return f"cli.py extract --dataset {dataset} --backbone i3d"
     objects = "--for saoa" if "objects" in reads else "--only"
-    return f"cli.py extract --dataset {dataset}.csv --videos DIR --backbone i3d {objects}"
+    return f"cli.py extract {own_dataset(dataset)} --backbone i3d {objects}"
 
 
 def _family(path: Path) -> str | None:

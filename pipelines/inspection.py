@@ -13,12 +13,12 @@ from errors import UserError
 from extract.audio import open_audio
 from extract.datasets import Dataset, load_dataset
 from extract.decode import VideoError, open_source
-from extract.networks import create_network
 from extract.networks.spec import READS
 from extract.networks.text_rows import unpack_items
 from extract.sampling import GRID_AXES, instants, sampling_from
 from extract.transforms import Resize
 from pipelines.flow_source import flow_source
+from pipelines.known_weights import network_behind
 from pipelines.reading import Reading, ReadRow, captions_of, read_captions, read_video
 from stores import OK, STATUS_NAMES, Store, open_store
 
@@ -216,17 +216,8 @@ def labels_of(store: Store, clip: int) -> dict[str, str]:
 
 
 def network_of(store: Store, weights: str | None = None):
-    """The network that made a store, with its weights. Raises `UserError` if those are not found or are others."""
-    spec = store.manifest.spec
-    made = spec["created_with"]
-    origin = spec["weights_origin"]
-    network = create_network(
-        made["name"], weights=weights or (origin if origin.startswith("random:") else None), **made["options"]
-    )
-    if network.weights_hash != store.manifest.recipe["weights"]:
-        raise UserError(
-            f"these weights ({network.weights_origin}) are not those of {store.path} ({origin}): give --weights"
-        )
+    """The network that made a store (`network_behind`), ready to run and to give what the store holds."""
+    network = network_behind(store, weights)
     precision = store.manifest.recipe["precision"]
     network.keep = tuple(name for name in store.manifest.arrays if name != "n_padded")
     network.to("cpu" if precision != "fp16" else "cuda", precision)

@@ -17,6 +17,7 @@ from extract.networks.spec import READS
 from extract.sampling import ClipSampling, preset_for, window_starts
 from extract.transforms import Resize
 from pipelines.augment import centre_window, cut, random_crops
+from pipelines.find_stores import own_dataset, stored_name
 from pipelines.frame_reader import FrameReader, VideoFrames
 from pipelines.lineage import seen_by
 from pipelines.request import feature_roots
@@ -167,7 +168,8 @@ def _decoded(reads: str, dataset, data, videos, resize: Resize | None) -> ClipSo
 def _find_store(reads: str, dataset: str | None, features: Iterable[str | Path]) -> Path:
     name = STORES.get(reads, "frames")
     roots = feature_roots(tuple(features))
-    found = [path for root in roots for path in sorted(Path(root).glob(f"{dataset or '*'}/{name}.zarr"))]
+    under = stored_name(dataset) if dataset else "*"
+    found = [path for root in roots for path in sorted(Path(root).glob(f"{under}/{name}.zarr"))]
     by_dataset = {path.parent.name: path for path in reversed(found)}  # the first root that has one wins
     if len(by_dataset) == 1:
         return next(iter(by_dataset.values()))
@@ -184,7 +186,7 @@ def _find_store(reads: str, dataset: str | None, features: Iterable[str | Path])
 def _asked(dataset: str) -> str:
     """How `extract` is asked for a dataset by the name that its stores bear."""
     known = dataset == "DATASET" or dataset.partition(":")[0].partition("-")[0] in list_datasets()
-    return f"--dataset {dataset}" if known else f"--dataset {dataset}.csv --videos DIR"
+    return f"--dataset {dataset}" if known else own_dataset(dataset)
 
 
 @dataclass(frozen=True)

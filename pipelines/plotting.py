@@ -14,6 +14,7 @@ from extract.datasets import load_dataset
 from extract.decode import FrameError, VideoError, open_source
 from heads import get_head
 from pipelines.evaluation import Place, open_scorer
+from pipelines.find_stores import own_dataset
 from pipelines.frame_reader import FrameReader
 from pipelines.pictures import attention_pictures, training_curve
 from pipelines.run_folder import Run, open_run
@@ -33,6 +34,7 @@ class Sources:
     dataset: str | None
     data: str | Path | None
     videos: str | Path | None
+    say: Callable[[str], object]  # called with each line for the user
 
     @cached_property
     def stores(self) -> dict:
@@ -59,7 +61,14 @@ class Sources:
             number = {str(video): i for i, video in enumerate(reader.store.videos["name"])}
             return lambda video, time_s: reader.read([number[video]], [[time_s]])[0][0]
         name = self.dataset or self.run.facts["dataset"]["name"]
-        return frames_of(load_dataset(name, data_root=self.data, videos=self.videos))
+        first = next(iter(self.stores.values()), None)
+        try:
+            dataset = load_dataset(name, data_root=self.data, videos=self.videos)
+        except UserError:
+            if self.dataset is None and first is not None and not first.manifest.dataset.get("family"):
+                raise UserError(f"{first.path} is of a CSV of your own: say {own_dataset(name)}") from None
+            raise
+        return frames_of(dataset)
 
     @property
     def of_clips(self) -> dict:
@@ -117,7 +126,13 @@ def _features(sources: Sources) -> list[Path]:
 def _sampler(sources: Sources) -> list[Path]:
     from pipelines.sampler_pictures import sampler_pictures
 
-    return sampler_pictures(sources.run, sources.clips, **sources.of_clips)
+    try:
+        frame_at = sources.frame_at
+    except UserError as error:
+        sources.say(f"no strips of frames: {error}")
+        frame_at = None
+    options = {"frame_at": frame_at, "split": sources.split, "stores": sources.stores}
+    return sampler_pictures(sources.run, sources.clips, **options)
 
 
 PICTURES: dict[str, Callable[[Sources], list[Path]]] = {
@@ -148,6 +163,8 @@ def plot_run(
     clips: int = 6,
     stores: Mapping[str, object] | None = None,
     split: str | None = None,
+    say: Callable[[str], object] = print,
+    drawn: Callable[[Path], object] = lambda path: None,
 ) -> list[Path]:
     """Write pictures of a run into `<run>/pictures` and return their paths.
 
@@ -156,6 +173,8 @@ def plot_run(
     dataset, data, videos: where the frames come from, by default the dataset that the run's stores name.
     stores: {role: store or path} of those that have moved since the training.
     split: by default val, or train where there is no val.
+    say: called with each line for the user. drawn: called with the paths of a kind of picture as soon as it is drawn:
+    what is drawn before an error is known, too.
 
     Raises UserError: no such picture, or one that this kind of run does not have.
     """
@@ -166,8 +185,13 @@ def plot_run(
     unknown = [name for name in wanted if name not in PICTURES]
     if unknown:
         raise UserError(f"--what {unknown[0]}: there is {', '.join(PICTURES)}")
-    sources = Sources(opened, other, clips, stores, split, dataset, data, videos)
-    return [path for name in dict.fromkeys(wanted) for path in PICTURES[name](sources)]
+    sources = Sources(opened, other, clips, stores, split, dataset, data, videos, say)
+    paths = []
+    for name in dict.fromkeys(wanted):
+        for path in PICTURES[name](sources):
+            paths.append(path)
+            drawn(path)
+    return paths
 
 
 def frames_of(dataset):

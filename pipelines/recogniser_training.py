@@ -348,8 +348,8 @@ def _network_behind(store: Store, classes: int, weights: str | None, say) -> _Ma
     network = None
     try:
         spec = network_spec(name, **options)
-        same = spec.recipe() == manifest.recipe["network"]
-        if same and resolve(name, spec.weights, asked, download=False, missing_ok=True) is not None:
+        there = resolve(name, spec.weights, asked, download=False, missing_ok=weights is None) is not None
+        if there and spec.recipe() == manifest.recipe["network"]:
             network = create_network(name, asked, **options)
     except UserError:
         if weights is not None:

@@ -209,5 +209,5 @@ def _strip(looked: Looked, answer: Answer, folder: Path | None, facts: dict) -> 
     shown = [np.full(shape, _GREY, np.uint8) if frame is None else frame for frame in frames]
     best = facts["labels"][0]
     title = f"{looked.key}: {best['label']}, {best['probability']:.0%}; {answer.picked.sum()} of {n} frames"
-    return str(strip(folder / f"{looked.key}.png", shown, np.nan_to_num(answer.scores), answer.picked, title,
+    return str(strip(folder / f"{looked.key}.png", shown, answer.scores, answer.picked, title,
                      looked.times_s.tolist()))  # fmt: skip

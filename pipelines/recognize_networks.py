@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from errors import UserError
-from extract.networks import create_network, network_spec
+from extract.networks import network_spec
 from extract.sampling import GridSampling, Sampling, SegmentSampling, frame_rows, instants, segment_rows
 from extract.transforms import Resize
-from extract.weights import TABLE, weights_folders
 from pipelines.cost import VideoCost, counted, head_cost, network_cost, random_network
 from pipelines.devices import pick_device
 from pipelines.inspection import reading_of
 from pipelines.known_rows import KnownRows, KnownVideo, Video, stores_like
+from pipelines.known_weights import network_behind
 from pipelines.request import feature_roots
 from pipelines.run_folder import Run, open_run
 from pipelines.sampler_evaluation import kept_thresholds, open_sampler, thresholds_of
@@ -227,7 +227,7 @@ class _Stored:
             return network.to(self.device, precision)
 
         def make():
-            network = _same_network(self.run, role, store, self.given.get(role))
+            network = network_behind(store, self.given.get(role), beside=self.run.path.resolve().parent, role=role)
             self.say(f"{role}: {made['name']}, {network.weights_origin}")
             return ready(network)
 
@@ -266,41 +266,3 @@ def _trained_part(run: Run, network, frames: Store, roots: Sequence[Path], say) 
     decoder = frames.manifest.recipe["decoder"]["family"]
     how = (reading_of(frames).sampling, Resize(**made["resize"]), decoder, "float32")
     return Part(SAMPLER, made["name"], options, *how, known, lambda: network)
-
-
-def _same_network(run: Run, role: str, store: Store, given: str | None):
-    """The network that made a store, its weights looked for where they came from and checked by their hash."""
-    spec, wanted = store.manifest.spec, store.manifest.recipe["weights"]
-    made, origin = spec["created_with"], spec["weights_origin"]
-    why = ""
-    for weights in [given] if given else _places(run, spec["name"], origin):
-        try:
-            network = create_network(made["name"], weights, **made["options"])
-        except UserError as error:
-            why = f" ({error})"
-            continue
-        if network.weights_hash == wanted:
-            return network
-        why = f" ({weights or network.weights_origin} are others)"
-    raise UserError(
-        f"the weights of the {role}, {made['name']} ({origin}), that made {store.path} are not found: say where they"
-        f" are, --weights {role}=PATH{why}"
-    )
-
-
-def _places(run: Run, network: str, origin: str) -> list[str | None]:
-    """Where weights of this origin may be, as `create_network` takes them."""
-    kind, _, name = origin.partition(":")
-    if kind == "random":
-        return [origin]
-    if kind == "run":  # a training of one's own: beside this run, or among the runs of the working folder
-        folders = dict.fromkeys((run.path.resolve().parent / name, (Path("runs") / name).resolve()))
-        return [str(folder) for folder in folders if folder.is_dir()]
-    files = [str(folder / name) for folder in weights_folders() if kind == "file" and (folder / name).is_file()]
-    entries = [
-        entry.name
-        for entry in TABLE.values()
-        if entry.architecture == network
-        and origin in (f"file:{entry.filename}", f"url:{entry.url}", f"package:{entry.package}")
-    ]
-    return [*files, *entries] or ([] if kind == "file" else [None])

@@ -13,12 +13,13 @@ import numpy as np
 
 from errors import MachineError, UserError
 from extract.datasets import Dataset, missing_videos
-from extract.networks import create_network, network_spec
+from extract.networks import network_spec
 from extract.sampling import GRID_AXES, ClipSampling, sampling_from
 from pipelines.boxes import dataset_boxes, read_boxes
 from pipelines.extraction import Report, choose_device, compute_rows, probe_again
 from pipelines.flow_source import flow_source
 from pipelines.inspection import dataset_of
+from pipelines.known_weights import network_behind
 from pipelines.planning import Job, find_durations
 from pipelines.request import Extraction
 from pipelines.row_choice import differences, grown, on_disk
@@ -224,7 +225,7 @@ def job_of_store(
 
 def _network_of(job: Job, store: Store, device: str):
     """The store's network; refused if it would not compute the same."""
-    network = create_network(job.network, weights=job.weights, **job.options)
+    network = network_behind(store, job.weights)
     if differing := differences(store, job, network):
         raise UserError(
             f"{store.path} cannot be repaired with what is here: it differs in\n  "

@@ -11,7 +11,7 @@ from errors import MachineError, UserError
 from pipelines.evaluation import Place
 from pipelines.provenance import run_facts
 from pipelines.request import feature_roots
-from pipelines.run_folder import Run, load_tensors, open_run
+from pipelines.run_folder import AnotherTraining, Run, load_tensors, open_run, rows_chosen
 from pipelines.runs_table import figures_in
 from stores import Store, open_store
 from stores.manifest import storage_errors
@@ -77,21 +77,45 @@ def reproduce(
         given = (stores or {}).get(role)
         found[role] = find_by_recipe(original, role, features) if given is None else open_store(given)
         original.check_store(role, found[role])
+        if not _same_rows(original, role, found[role]):
+            raise UserError(
+                f"{found[role].path} has other rows than the {role} store that {original.path} was trained on; say"
+                f" where that is with --{role} PATH"
+            )
         say(f"{role}: {found[role].path}")
         if found[role].manifest.seal != facts["stores"][role]["seal"]:
             say(f"warning: {found[role].path} has grown or changed since: figures may differ for that reason alone")
     out = Path(out) if out is not None else original.path.with_name(f"{original.path.name}-again")
     if out.resolve() == original.path.resolve():
         raise UserError(f"--out {out} is the run itself: give another folder")
-    if not (out / "run.json").is_file():
+    fresh = not (out / "run.json").is_file()
+    if fresh:
         # The run's own facts are put there first, so that the training compares what it is asked with all of them.
         with storage_errors(out):
             out.mkdir(parents=True, exist_ok=True)
             started = Run(out, {**facts, "made": run_facts(pick_device(device))})
             started.write_json("run.json", started.facts)
     options = {"fit": facts["fit"], "seed": facts["seed"], "device": device, "progress": progress, "say": say}
-    _TRAININGS[original.kind](original, found, weights, place, {"out": out, "set": facts["training"], **options})
+    try:
+        _TRAININGS[original.kind](original, found, weights, place, {"out": out, "set": facts["training"], **options})
+    except UserError as error:
+        if not fresh:
+            raise
+        _take_back(out)
+        if not isinstance(error, AnotherTraining):
+            raise
+        raise UserError(
+            f"with what is here this would be another training than {original.path}: " + "; ".join(error.lines)
+        ) from error
     return compare_runs(original, open_run(out), tolerance)
+
+
+def _take_back(out: Path) -> None:
+    """Removes the folder of a training that was refused before it left anything in it."""
+    with storage_errors(out):
+        if [path.name for path in out.iterdir()] == ["run.json"]:
+            (out / "run.json").unlink()
+            out.rmdir()
 
 
 def compare_runs(then: Run, now: Run, tolerance: float) -> Comparison:
@@ -104,7 +128,7 @@ def compare_runs(then: Run, now: Run, tolerance: float) -> Comparison:
 
 
 def find_by_recipe(run: Run, role: str, features: Iterable[str | Path] = ()) -> Store:
-    """A run's store: where it was, else the first under the feature roots with its recipe and dataset.
+    """A run's store: where it was, else the first under the feature roots with its recipe, dataset and choice of rows.
 
     Raises UserError where there is none.
     """
@@ -120,13 +144,24 @@ def find_by_recipe(run: Run, role: str, features: Iterable[str | Path] = ()) -> 
             store = open_store(path)
         except (UserError, MachineError):  # not a store, or damaged: not the one that is looked for
             continue
-        if store.manifest.recipe_hash == fact["recipe"] and store.manifest.dataset.get("name") == dataset:
+        same = store.manifest.recipe_hash == fact["recipe"] and store.manifest.dataset.get("name") == dataset
+        if same and _same_rows(run, role, store):
             return store
     where = ", ".join(str(root) for root in roots)
     raise UserError(
         f"{run.path}: its {role} store is not at {fact['path']}, and no store of {dataset} under {where} has its"
-        f" recipe; say where it is with --{role} PATH, or extract it again"
+        f" recipe and rows; say where it is with --{role} PATH, or extract it again"
     )
+
+
+def _same_rows(run: Run, role: str, store: Store) -> bool:
+    """Whether a store's rows were chosen as those that the run was trained on."""
+    fact = run.facts["stores"][role]
+    if fact["seal"] is not None and store.manifest.seal == fact["seal"]:
+        return True
+    if "rows" not in fact:  # of a run before that was written down: all frames, as is the rule
+        return store.manifest.dataset.get("frames") is None
+    return rows_chosen(store) == fact["rows"]
 
 
 # --- how each kind of run is trained ---

@@ -41,12 +41,12 @@ from stores import Store, open_store
 from stores.joining import same_dataset
 from stores.splits import split_column
 
-__all__ = ["RetrievalSchedule", "evaluate_retrieval", "train_retrieval"]
+__all__ = ["FROM_STORES", "RetrievalSchedule", "evaluate_retrieval", "train_retrieval"]
 
 KEEP_BYTES = 1 << 30  # of experts' and words' features, read once
 TEXT = "text"  # the role of a store of token features
 _BESIDE = f"{TRAINED_BESIDE}head."  # prefix of the head's tensors, where the text network was trained too
-_FROM_STORES = ("text_channels", "experts", "expert_channels")  # fields of a head's config that stores decide
+FROM_STORES = ("text_channels", "experts", "expert_channels")  # fields of a head's config that stores decide
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,7 @@ def train_retrieval(
     if (own := same_dataset(stores)) != (dataset or own):
         raise UserError(f"--dataset {dataset}: the stores are of {own}")
     refuse_random(stores, allow_random)
-    known = {key: kind for key, kind in settings_of(head_class.Config).items() if key not in _FROM_STORES}
-    chosen = parse_settings(set, settings_of(RetrievalSchedule) | known, epochs)
+    chosen = parse_settings(set, settings_of(RetrievalSchedule) | settings_of(head_class.Config, FROM_STORES), epochs)
     if name == "t2vlad" and own.startswith("activitynet_captions"):
         chosen.setdefault("clusters", 16)  # long videos (section 6.3.1)
     chosen = SCHEDULES.get(chosen.get("preset"), {}) | chosen

@@ -26,9 +26,17 @@ from heads import create_head, get_head
 from stores import open_store
 from stores.manifest import recipe_difference, storage_errors, write_durable
 
-__all__ = ["Run", "load_tensors", "open_run", "save_tensors", "store_facts"]
+__all__ = ["AnotherTraining", "Run", "load_tensors", "open_run", "rows_chosen", "save_tensors", "store_facts"]
 
 _ASIDE = ("made", "format", "unknown_ancestors")  # may differ between a run and its resumption, or follow from others
+
+
+class AnotherTraining(UserError):
+    """A run folder is that of another training; `lines`: what differs, one a field."""
+
+    def __init__(self, path: Path, lines: Sequence[str]):
+        super().__init__(f"{path} holds another training; choose another --out. " + "; ".join(lines))
+        self.lines = lines
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,14 @@ class Run:
         if fact is None:
             raise UserError(f"{self.path}: {self.trained} reads no {role} store")
         if store.manifest.recipe_hash != fact["recipe"]:
-            lines = recipe_difference(fact["recipe_fields"], store.manifest.recipe)
-            raise UserError(f"{store.path} is not what {self.path} was trained on ({role}): " + "; ".join(lines))
+            mine = {"dataset": self.facts["dataset"]["name"], **fact["recipe_fields"]}
+            its = {"dataset": store.manifest.dataset.get("name"), **store.manifest.recipe}
+            lines = recipe_difference(mine, its, "trained on", "this store has")
+            # All else follows from another network or dataset, and would hide it.
+            telling = [line for line in lines if line.startswith(("dataset: ", "network.name: "))]
+            raise UserError(
+                f"{store.path} is not what {self.path} was trained on ({role}): " + "; ".join(telling or lines)
+            )
 
     def log(self) -> list[dict]:
         """log.csv as one dict an epoch, numbers as floats; empty cells are left out."""
@@ -185,9 +199,7 @@ def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
         there = open_run(path)
         lines = recipe_difference(_identity(there.facts), _identity(facts))
         if lines:
-            raise UserError(
-                f"{path} holds another training; choose another --out. " + "; ".join(lines).replace("the store", "it")
-            )
+            raise AnotherTraining(path, [line.replace("the store", "it") for line in lines])
         places = {role: {**fact, "path": facts["stores"][role]["path"]} for role, fact in there.facts["stores"].items()}
         run = Run(path, {**there.facts, "stores": places})
         if run.facts != there.facts:
@@ -206,14 +218,21 @@ def _identity(facts: dict) -> dict:
 
 
 def store_facts(store) -> dict:
-    """How a run names a store: where it lay, its recipe, its seal, and whose weights made it."""
+    """How a run names a store: where it lay, its recipe, its seal, which rows it has, and whose weights made it."""
     manifest = store.manifest
     return {
         "path": str(Path(store.path).resolve()),
         "recipe": manifest.recipe_hash,
         "recipe_fields": manifest.recipe,
         "seal": manifest.seal,
+        "rows": rows_chosen(store),
     }
+
+
+def rows_chosen(store) -> dict:
+    """What decides beside the recipe which rows a store has: of what dataset, on what axis, which frames of it."""
+    dataset = store.manifest.dataset
+    return {name: dataset.get(name) for name in ("name", "family", "axis", "frames")}
 
 
 def head_facts(name: str, config) -> dict:

@@ -55,11 +55,15 @@ def sampler_pictures(
         truth = ", ".join(said(label) for label in target.labels[clip] if label >= 0) or "not known"
         name = str(source.clips["id"][clip])
         title = f"{name}     truth: {truth}     predicted: {said(int(logits[i].argmax()))}"
-        title += f"     {int(picked[i].sum())} of {int(mask.sum())} frames"
+        title += f"     {int(picked[i].sum())} of {_counted(int(mask.sum()), 'frame')}"
         frames, scores = [frame_at(video, time) for time in times], seen.scores[i].numpy()[mask]
         path = run.path / "pictures" / f"strip_{name.replace('/', '_')}.png"
         paths.append(strip(path, frames, scores, picked[i].numpy()[mask], title, times))
     return paths
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _histograms(run: Run, scores: np.ndarray, picked: np.ndarray, mask: np.ndarray, split: str) -> Path:
@@ -72,14 +76,19 @@ def _histograms(run: Run, scores: np.ndarray, picked: np.ndarray, mask: np.ndarr
     where.hist(place[picked], bins=bins, range=(0, 1), weights=shares, color=COLOURS[2])
     where.axhline(100 / bins, color="black", linewidth=1, linestyle="--", label="uniform")
     where.set(xlabel="place in the video", ylabel="share of the frames picked, %", xlim=(0, 1))
-    where.legend(fontsize=8, loc="lower right")
+    where.set_ylim(0, 1.25 * where.get_ylim()[1])  # the legend stands above the bars
+    where.legend(fontsize=8, loc="upper right")
     style = {"bins": 50, "range": (0, 1)}
     score.hist([scores[mask & ~picked], scores[picked]], stacked=True, color=(_LEFT, _PICKED), **style,
                label=("left", "picked"))  # fmt: skip
     score.set(xlabel="score", ylabel="frames", xlim=(0, 1))
-    score.legend(fontsize=8)
+    score.set_ylim(0, 1.25 * score.get_ylim()[1])
+    score.legend(fontsize=8, loc="upper right", ncols=2)
     name, m = run.facts["dataset"]["name"], run.facts["head"]["config"]["sampled"]
-    figure.suptitle(f"{run.trained} on {name}, {split}: {m} of {bins} frames of {len(mask)} clips", fontsize=10)
+    figure.suptitle(
+        f"{run.trained} on {name}, {split}: {m} of {_counted(bins, 'frame')} of {_counted(len(mask), 'clip')}",
+        fontsize=10,
+    )
     figure.tight_layout()
     return save_figure(figure, run.path / "pictures" / "sampling.png")
 
@@ -96,8 +105,8 @@ def strip(
 
     Args:
         path: where the PNG goes; its folder is made.
-        frames: N images (H, W, 3) uint8.
-        scores: (N,), drawn relative to the largest.
+        frames: N images (H, W, 3) uint8, at least one of them shown.
+        scores: (N,), drawn relative to the largest; NaN: of a frame that could not be decoded, which is not shown.
         picked: (N,) bool.
         times_s: (N,) seconds of the frames.
 
@@ -112,8 +121,9 @@ def strip(
     columns = min(n, _COLUMNS)
     lines = -(-n // columns)
     height, width = frames[0].shape[:2]
-    side = 1.45  # inches of a frame's width
-    tall = side * height / width
+    there, largest = ~np.isnan(scores), np.nanmax(scores, initial=0) or 1
+    side = 1.45  # inches of a frame and the gap beside it
+    tall = (side - 0.1) * height / width
     wide, high = max(side * columns + 0.2, 0.075 * len(title) + 0.3), (tall + 0.46) * lines + 0.42
     figure = plt.figure(figsize=(wide, high))
     for i in range(n):
@@ -121,20 +131,26 @@ def strip(
         left = (0.1 + side * column) / wide
         bottom = (high - 0.42 - (tall + 0.46) * (line + 1) + 0.46) / high
         axis = figure.add_axes((left + 0.05 / wide, bottom, (side - 0.1) / wide, tall / high))
-        axis.imshow(frames[i], aspect="auto", alpha=1.0 if picked[i] else 0.45)
+        if there[i]:
+            axis.imshow(frames[i], aspect="auto", alpha=1.0 if picked[i] else 0.45)
+        else:
+            style = {"fontsize": 8, "color": "#707070", "ha": "center", "va": "center"}
+            axis.text(0.5, 0.5, "no frame", transform=axis.transAxes, **style)
         axis.set_xticks([])
         axis.set_yticks([])
         colour = _PICKED if picked[i] else _LEFT
         for spine in axis.spines.values():
             spine.set(color=colour, linewidth=3 if picked[i] else 0.5)
         bar = figure.add_axes((left + 0.05 / wide, bottom - 0.12 / high, (side - 0.1) / wide, 0.07 / high))
-        bar.barh(0, scores[i] / (scores.max() or 1), color=colour, height=1)
+        bar.barh(0, scores[i] / largest if there[i] else 0, color=colour, height=1)
         bar.set(xlim=(0, 1), ylim=(-0.5, 0.5))
         bar.axis("off")
         when = "" if times_s is None else f"{times_s[i]:.1f} s   "
         style = {"weight": "bold", "color": "black"} if picked[i] else {"color": "#707070"}
         at = (left + side / 2 / wide, bottom - 0.15 / high)
-        figure.text(*at, f"{when}{scores[i]:.2f}", fontsize=7.5, ha="center", va="top", **style)
+        figure.text(
+            *at, f"{when}{scores[i]:.2f}" if there[i] else when.strip(), fontsize=7.5, ha="center", va="top", **style
+        )
     figure.text(0.15 / wide, 1 - 0.14 / high, title, fontsize=10, va="top")
     return save_figure(figure, Path(path))
 

@@ -51,6 +51,7 @@ from stores import Store, open_store
 from stores.joining import label_columns, same_dataset
 
 __all__ = [
+    "FROM_DATA",
     "JOINT_HEAD",
     "JointSamplerConfig",
     "SamplerConfig",
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 JOINT_HEAD = "psn-sampler"  # what train-backbone --head calls PSN and its light network
-_FROM_DATA = ("channels", "classes", "multi_label")  # fields of a head's config that stores and labels decide
+FROM_DATA = ("channels", "classes", "multi_label")  # fields of a head's config that stores and labels decide
 
 
 @dataclass(frozen=True)
@@ -371,8 +372,7 @@ def _train(make, data: _Data, config, facts, who, out, fit, seed, device, allow_
 
 def _settings(config: type, head_class, given, epochs: int | None):
     """(the training's config, settings of the head)."""
-    of_head = {key: kind for key, kind in settings_of(head_class.Config).items() if key not in _FROM_DATA}
-    chosen = parse_settings(given, settings_of(config) | of_head, epochs)
+    chosen = parse_settings(given, settings_of(config) | settings_of(head_class.Config, FROM_DATA), epochs)
     return config(**part_of(chosen, config)), part_of(chosen, head_class.Config)
 
 

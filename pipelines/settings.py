@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from types import NoneType
 from typing import get_args, get_type_hints
@@ -15,10 +15,13 @@ __all__ = ["parse_settings", "part_of", "settings_of"]
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def settings_of(config: type) -> dict[str, type]:
-    """{field name: type} of a config dataclass; of `X | None` (None: as another setting says) it is X."""
+def settings_of(config: type, but: Collection[str] = ()) -> dict[str, type]:
+    """{field name: type} of a config dataclass; of `X | None` (None: as another setting says) it is X.
+
+    but: fields that nobody sets, because the data decides them.
+    """
     hints = get_type_hints(config)
-    return {field.name: _but_none(hints[field.name]) for field in fields(config)}
+    return {field.name: _but_none(hints[field.name]) for field in fields(config) if field.name not in but}
 
 
 def _but_none(hint):

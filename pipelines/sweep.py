@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from errors import MachineError, UserError
 from heads import get_head
-from pipelines.settings import parse_settings, settings_of
-from pipelines.training import TrainingConfig, train_head
+from pipelines.settings import parse_settings, part_of, settings_of
+from pipelines.training import SCHEDULES, TrainingConfig, train_head
 
 __all__ = ["Sweep", "grid_of", "seeds_of", "sweep"]
 
@@ -66,12 +67,11 @@ def sweep(
 
     What is finished is not trained again, what was stopped goes on, and a training that fails does not stop the rest.
 
-    Raises UserError, before anything is trained, for unknown settings and values of another type.
+    Raises UserError, before anything is trained, for unknown settings, values of another type, and values with which no
+    head of the grid can be made.
     """
     combinations = grid_of(settings)
-    known = _known_settings(head)
-    for chosen in combinations:
-        parse_settings(chosen, known)
+    _check_grid(head, combinations, options.get("epochs"))
     varied = [key for key in combinations[0] if len({chosen[key] for chosen in combinations}) > 1]
     short = head.rpartition(":")[2]
     root = Path(out) if out is not None else Path("runs") / f"sweep-{short}"
@@ -91,11 +91,47 @@ def sweep(
     return result
 
 
-def _known_settings(head: str) -> dict[str, type]:
+def _check_grid(head: str, combinations: Sequence[Mapping[str, str]], epochs: int | None) -> None:
+    """Refuse settings that are unknown or of another type, and values that no combination of the grid goes with."""
     head_class = get_head(head)
-    training: type = TrainingConfig
+    training, from_data, defaults = TrainingConfig, (), [{}]
     if {*head_class.reads} == {"sampler", "recogniser"}:
+        from pipelines.sampler_training import FROM_DATA as from_data
         from pipelines.sampler_training import SamplerConfig as training
     elif "experts" in head_class.reads:
+        from pipelines.retrieval_training import FROM_STORES as from_data
         from pipelines.retrieval_training import RetrievalSchedule as training
-    return settings_of(training) | settings_of(head_class.Config)
+    else:  # the stores say which
+        defaults += [found for (name, _), found in SCHEDULES.items() if name == head]
+    known = settings_of(training) | settings_of(head_class.Config, from_data)
+    wrong: list[UserError | None] = []
+    for texts in combinations:
+        chosen = parse_settings(texts, known, epochs)
+        schedules = [_refusal(training, part_of(found | chosen, training)) for found in defaults]
+        schedule = None if None in schedules else schedules[0]
+        wrong.append(schedule or _refusal(head_class.Config, part_of(chosen, head_class.Config)))
+    possible = [texts for texts, error in zip(combinations, wrong, strict=True) if error is None]
+    for texts, error in zip(combinations, wrong, strict=True):
+        nowhere = (all(other[key] != value for other in possible) for key, value in texts.items())
+        if error is not None and (not possible or any(nowhere)):
+            raise error
+
+
+def _refusal(config: type, chosen: Mapping[str, object]) -> UserError | None:
+    """Why a config cannot be made of settings, whatever sizes the data will have.
+
+    Sizes not chosen are a multiple of every whole number that is: no check of the one against the other fails.
+    """
+    kinds = settings_of(config)
+    given = {f.name: f.default for f in fields(config) if f.init and f.default is not MISSING} | chosen
+    size = math.prod(value for value in given.values() if isinstance(value, int) and value > 0)
+    sizes = {int: size, tuple[int, ...]: (size, size), tuple[str, ...]: ("one", "other")}
+    required = [f.name for f in fields(config) if f.default is MISSING and f.default_factory is MISSING]
+    lacking = [name for name in required if name not in chosen]
+    if any(kinds[name] not in sizes for name in lacking):
+        return None  # the training finds out
+    try:
+        config(**{name: sizes[kinds[name]] for name in lacking}, **chosen)
+    except UserError as error:
+        return error
+    return None

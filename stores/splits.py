@@ -23,8 +23,11 @@ def split_mask(clips: Mapping[str, np.ndarray], split: str, where: str | os.Path
     scheme, _, part = split.rpartition(":")
     column = split_column(split)
     if column not in clips:
-        schemes = [name for name in clips if name.startswith("split")]
-        raise UserError(f"{where}: no split {scheme or 'column'!r}; it has {', '.join(schemes) or 'none'}")
+        schemes = sorted(name.removeprefix("split_") for name in clips if name.startswith("split_"))
+        ways = [f"--split {part}"] if "split" in clips else []
+        ways += [f"--split SCHEME:{part} with scheme {' or '.join(schemes)}"] if schemes else []
+        said = f"no split scheme {scheme!r}" if scheme else "no split without a scheme"
+        raise UserError(f"{where}: {said}; {'say ' + ', or '.join(ways) if ways else 'its clips are in no split'}")
     parts = ["train", "val"] if part == "trainval" else part.split("+")
     there = set(clips[column].tolist())
     unknown = [p for p in parts if p not in there]

@@ -59,9 +59,10 @@ def _fill(store, arrays: dict, status: np.ndarray, pending=()):
 
 def clip_store(
     folder: Path, name="i3d_rgb", *, videos=4, draws=2, failed=(), pending=(), shift_s=0.0, seed=0, clips=None,
-    lineage=(), dataset="toy", arrays=CLIP_ARRAYS, weights="abc",
+    lineage=(), dataset="toy", arrays=CLIP_ARRAYS, weights="abc", file=None, frames=None,
 ):  # fmt: skip
-    """A clip store; `draws` random draws a training clip beside draw 0; `failed`/`pending`: row indices."""
+    """A clip store; `draws` random draws a training clip beside draw 0; `failed`/`pending`: row indices;
+    `file`: its name, where that is not the network's; `frames`: how it says that its rows were chosen."""
     clips = clips or clips_table(videos)
     table = []
     for i, split in enumerate(clips["split"]):
@@ -76,10 +77,10 @@ def clip_store(
         layout=plan_layout(arrays, 8, batch_size=4),
         recipe={"network": {"name": name}, "weights": weights},
         spec={"name": "i3d_rgb", "family": "i3d"},
-        dataset={"name": dataset, "classes": {"verb": VERBS, "noun": NOUNS}},
+        dataset={"name": dataset, "classes": {"verb": VERBS, "noun": NOUNS}} | ({"frames": frames} if frames else {}),
         lineage=list(lineage),
     )
-    store = create_store(folder / f"{name}.zarr", manifest, rows, clips, videos_table(videos))
+    store = create_store(folder / f"{file or name}.zarr", manifest, rows, clips, videos_table(videos))
     rng = np.random.default_rng(seed)
     spatial = rng.uniform(0, 0.3, (len(clip), *MAP, C)) + codes(VERBS, C, 1)[clips["verb"][clip]][:, None, None]
     spatial = spatial.astype(np.float16)

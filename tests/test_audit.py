@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from errors import UserError
+from extract.networks import create_network
 from pipelines import Extraction, extract
 from pipelines.audit import audit, odd_input, scan
 from pipelines.inspection import inspect_clip
+from pipelines.run_folder import save_tensors
 from stores import OK, ArraySpec, DamagedStore, open_store
 from stores.zarr_store import encode_shard
 from tests.store_samples import new_store
@@ -139,10 +141,30 @@ def test_a_video_that_is_gone_or_changed_is_said_and_is_no_difference(copied, tm
 
 def test_other_weights_and_missing_datasets_are_refused(copied):
     where, path = copied
-    with pytest.raises(UserError, match="these weights"):
+    with pytest.raises(UserError, match=r"weights of the network, tiny3d \(random:0\).*\(random:1 are others\)"):
         audit(path, weights="random:1", **where)
     with pytest.raises(UserError, match="--dataset small.csv"):
         audit(path)
+
+
+def test_weights_of_a_run_are_found_among_the_runs_or_asked_for(made, tmp_path, monkeypatch):
+    folder, _ = made
+    where = {"dataset": str(folder / "small.csv"), "videos": folder / "videos"}
+    run = tmp_path / "work" / "runs" / "mine"
+    run.mkdir(parents=True)
+    save_tensors(run / "best.safetensors", create_network("tiny3d", "random:3").module.state_dict(), {})
+    request = Extraction(**where, features=(tmp_path,), backbone="tiny3d", weights=(str(run),), draws=0)
+    (report,) = extract(request)
+    clip = str(open_store(report.store).clips["id"][0])
+    monkeypatch.chdir(tmp_path / "work")
+    assert not audit(report.store, sample=3, **where)["differs"]
+    facts = inspect_clip(report.store, clip, recompute=True, out=tmp_path / "sheet.png", **where)
+    assert not facts["differs"]
+    monkeypatch.chdir(tmp_path)
+    asked = r"weights of the network, tiny3d \(run:mine\), .* not found: say where they are, --weights RUN"
+    with pytest.raises(UserError, match=asked):
+        audit(report.store, sample=3, **where)
+    assert not audit(report.store, sample=3, weights=str(run), **where)["differs"]
 
 
 def test_damage_is_an_error_of_its_own(copied):

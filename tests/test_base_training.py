@@ -416,6 +416,7 @@ def test_wrong_use(folder, tmp_path):
         "no frames.zarr of nothing under .* Run: cli.py extract --dataset nothing.csv --videos DIR --backbone frames",
         dataset="nothing",
     )
+    refused("Run: cli.py extract --dataset some/mine.csv --videos DIR --backbone frames", dataset="some/mine.csv")
     refused("no label column 'colour'; it has .*verb", target="colour")
     refused("no such setting; near it are", set={"lrr": 1})
     refused("a crop must fit the frame and every scale", set={"crop": 1.1})

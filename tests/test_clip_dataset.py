@@ -11,6 +11,7 @@ from synthetic_stores import FRAME, PER_VIDEO, K, all_stores, clip_store, clips_
 
 from errors import UserError
 from stores import ClipDataset, Store, open_store
+from stores.splits import split_mask
 
 WINDOWS = {"objects_noun": 6, "objects_verb": 4}
 READS = {"verb": ("spatial", "vector"), "noun": ("vector",), "objects": ("roi", "boxes")}
@@ -209,8 +210,14 @@ def test_clips_missing_from_a_store_wait(tmp_path):
 def test_wrong_arguments(stores):
     with pytest.raises(UserError, match="no clip is in split 'test'; there are train, val"):
         make(stores, "test")
-    with pytest.raises(UserError, match="no split 'three'"):
+    with pytest.raises(UserError, match="no split scheme 'three'; say --split train$"):
         make(stores, "three:train")
+    parts = {"split": np.array(["val"]), "split_a": np.array(["val"]), "split_b": np.array(["val"])}
+    ways = "mine: no split scheme 'split'; say --split val, or --split SCHEME:val with scheme a or b$"
+    with pytest.raises(UserError, match=ways):
+        split_mask(parts, "split:val", "mine")
+    with pytest.raises(UserError, match="no split without a scheme; say --split SCHEME:val with scheme a$"):
+        split_mask({"split_a": parts["split_a"]}, "val", "mine")
     with pytest.raises(UserError, match="no array 'map'"):
         make(stores, arrays={"verb": ["map"]})
     with pytest.raises(UserError, match="names no store"):

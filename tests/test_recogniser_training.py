@@ -420,6 +420,14 @@ def test_features_whose_network_is_not_here_give_a_classifier_alone(tmp_path):
     assert inputs.random(np.array([[3, 21]]), None, 0)[0, :, :2].tolist() == [[0, 3], [1, 1]]
 
 
+def test_weights_that_are_asked_for_and_are_not_there_are_refused(tmp_path):
+    labels = {"clip": np.array([0, 0, 1, 4], np.int32), "label": np.array([0, 2, 1, 1], np.int32)}
+    store = grid_store(tmp_path / "grid.zarr", labels=labels)
+    with pytest.raises(UserError, match="nothere.*no such file"):
+        train(tmp_path / "run", vectors=store, target="labels", weights=str(tmp_path / "nothere"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_trainval_and_features_that_saw_val_have_no_validation(frames, trained, tmp_path):
     run, said = train(tmp_path / "all", frames=frames, fit="trainval", epochs=1, **FRAMES)
     assert "no validation: fitting on trainval" in said and metrics_of(run)["trained_clips"] == 24

@@ -90,6 +90,18 @@ def test_pictures_are_asked_for_by_name(runs):
     assert names(plotting.plot_run(runs["ipl"], what=["features"])) == ["features_verb.png"]  # from maps
 
 
+def test_what_is_drawn_before_an_error_is_told(runs, videos):
+    told = []
+    with pytest.raises(UserError, match="--against RUN"):
+        plotting.plot_run(runs["saoa"], what=["curve", "gain"], drawn=told.append)
+    assert names(told) == ["training_curve.png"]
+
+
+def test_a_csv_of_ones_own_must_be_given(runs):
+    with pytest.raises(UserError, match="is of a CSV of your own: say --dataset toy.csv --videos DIR"):
+        plotting.plot_run(runs["saoa"], what=["attention"])
+
+
 def test_what_cannot_be_drawn_is_refused(runs, videos):
     for run, what, match in (
         ("saoa", "colours", "there is curve, attention"),
@@ -190,7 +202,7 @@ def test_of_many_classes_the_largest_gains_and_losses_are_shown(tmp_path, drawn)
     shown = [text.get_text() for text in axis.get_yticklabels()]
     assert len(shown) == 40 and all(f"v{i} (2)" in shown for i in range(50, 60))
     assert "20 classes between" in [text.get_text() for text in axis.texts]
-    assert "run 50.0 %, old 18.3 %" in axis.get_title()
+    assert "run 50.0 %, old 18.3 %" in drawn[0].get_suptitle()
 
 
 def test_runs_on_other_clips_or_labels_are_not_compared(tmp_path):

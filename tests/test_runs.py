@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,8 +238,42 @@ def test_the_sweep_command(stores, tmp_path):
     for wrong, says in (("lr=0.1,fast", "lr is a number"), ("normalize=true", "near it are normalise, ")):
         result = command("sweep", "whole_frame", "--set", wrong, *given)
         assert result.exit_code == 2 and says in result.output
+    assert not list(tmp_path.glob("whole_frame-s*"))
     taken = command("sweep", "whole_frame", "--seeds", "0", "--set", "normalise=true,false", *given, "--epochs", 2)
     assert taken.exit_code == 1 and "holds another training" in taken.output  # of both
+
+
+def test_a_sweep_refuses_what_no_head_of_its_grid_can_be_made_with(tmp_path, monkeypatch):
+    trained: list[Path] = []
+    monkeypatch.setattr(sweep_module, "train_head", lambda head, *, out, **given: trained.append(out))
+
+    def swept(head, *settings, **options):
+        trained.clear()
+        sweep(head, seeds=[0], settings=settings, out=tmp_path, say=lambda line: None, **options)
+        return [out.name for out in trained]
+
+    for head, settings, says in (
+        ("psn", ["sampled=99"], "sampled=99 is more than the frames=25"),
+        ("psn", ["sampled=2,99"], "sampled=99 is more than the frames=25"),
+        ("whole_frame", ["streams=own,none"], "streams must be one of"),
+        ("saoa", ["reduction=0"], "reduction must be at least 1"),
+        ("t2vlad", ["margin=-1"], "margin must be a number from 0 on"),
+        ("ipl", ["decay_every=9", "last_epochs=3"], "decay_every divides the rate"),
+    ):
+        with pytest.raises(UserError, match=says):
+            swept(head, *settings)
+        assert not trained
+    with pytest.raises(UserError, match="epochs must be at least 1"):
+        swept("psn", epochs=0)
+    for head, key in (("psn", "classes"), ("scsampler", "multi_label"), ("t2vlad", "text_channels")):
+        with pytest.raises(UserError, match=f"--set {key}: no such setting; .*there are (?!.*{key}).*lr") as refused:
+            swept(head, f"{key}=7")
+        assert "channels" not in str(refused.value).split("there are")[1]
+    # One combination of these is impossible, but every value goes with another.
+    assert len(swept("psn", "sampled=5,20", "frames=10,25")) == 4
+    # Sizes that the stores decide are no reason to refuse, nor are rates that only some features go with.
+    for head, setting in (("saoa", "reduction=3"), ("ipl", "top_k=50"), ("ipl", "decay_every=9"), ("ce", "width=64")):
+        assert swept(head, setting) == [f"{head}-s0"]
 
 
 # --- reproduce ---
@@ -276,8 +311,34 @@ def test_stores_are_found_by_recipe(tmp_path):
     assert str(find_by_recipe(run, "verb", [tmp_path / "features"]).path) == str(moved)
     shutil.rmtree(moved)
     clip_store(tmp_path / "features" / "toy", weights="other")
-    with pytest.raises(UserError, match="no store of toy under .* has its recipe; say where it is with --verb PATH"):
+    with pytest.raises(UserError, match="no store of toy under .* has its recipe and rows; say where it is .* --verb"):
         find_by_recipe(run, "verb", [tmp_path / "features"])
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["rows in run.json", "a run from before"])
+def test_a_store_of_other_rows_is_not_taken_for_the_one_that_is_gone(tmp_path, written):
+    folder = tmp_path / "features" / "toy"
+    stores = all_stores(folder)
+    run = train(stores, tmp_path / "run")
+    if not written:
+        facts = json.loads((run / "run.json").read_text())
+        for fact in facts["stores"].values():
+            del fact["rows"]
+        (run / "run.json").write_text(json.dumps(facts))
+    kept = shutil.move(stores["verb"].path, tmp_path / "kept.zarr")
+    picked = clip_store(folder, file="another", frames={"segments": 3}, seed=1)
+    again = {
+        "out": tmp_path / "again",
+        "features": [tmp_path / "features"],
+        "progress": False,
+        "say": lambda line: None,
+    }
+    with pytest.raises(UserError, match="verb store is not at .*say where it is with --verb PATH"):
+        reproduce(run, **again)
+    with pytest.raises(UserError, match="another.zarr has other rows than the verb store"):
+        reproduce(run, stores={"verb": picked.path}, **again)
+    assert not again["out"].exists()
+    assert reproduce(run, stores={"verb": kept, "noun": kept}, **again).identical
 
 
 def test_base_trainings_are_reproduced(tmp_path):
@@ -301,8 +362,9 @@ def test_base_trainings_are_reproduced(tmp_path):
     shutil.move(tmp_path / "both", tmp_path / "elsewhere")
     with pytest.raises(UserError, match="began with the weights of the run both: say where it is with --weights"):
         reproduce(runs[1], out=tmp_path / "no", progress=False)
-    with pytest.raises(UserError, match="holds another training"):
+    with pytest.raises(UserError, match="this would be another training than .*: network.origin"):
         reproduce(runs[1], out=tmp_path / "other", weights=str(tmp_path / "ipl"), progress=False)
+    assert not (tmp_path / "no").exists() and not (tmp_path / "other").exists()
     facts = predict(runs[3], progress=False)
     assert facts["labels"] == {"noun": 3} and facts["clips"] == 6
     with pytest.raises(UserError, match="runs to fuse name the same classes"):

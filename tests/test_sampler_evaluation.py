@@ -325,6 +325,10 @@ def test_a_strip_frames_what_was_picked(tmp_path):
     none = strip(tmp_path / "n.png", frames, np.linspace(0, 1, 20), ~picked & picked, "a video", np.arange(20) / 2)
     green = [((p[..., 1] > 140) & (p[..., 0] < 110) & (p[..., 2] < 130)).sum() for p in map(picture, (path, none))]
     assert green[0] > 500 and green[1] == 0
+    scores = np.where(np.arange(20) == 1, np.nan, np.linspace(0, 1, 20))
+    lost = strip(tmp_path / "l.png", frames, scores, picked, "a video", np.arange(20) / 2)
+    changed = np.argwhere((picture(lost) != picture(path)).any(axis=2))
+    assert len(changed) and 0 < changed[:, 1].min() and np.ptp(changed[:, 1]) < picture(path).shape[1] / 9  # one frame
     for wrong in ((frames[:3], [1, 2]), ([], [])):
         with pytest.raises(ValueError, match="frames need as many scores"):
             strip(tmp_path / "w.png", wrong[0], wrong[1], picked[: len(wrong[1])], "a video")

@@ -406,8 +406,17 @@ def test_evaluate_gives_the_figures_of_the_best_epoch(stores, trained):
     with pytest.raises(UserError, match="no figures on split 'train': this psn was trained on grid train"):
         evaluate(run, "train", progress=False)
     assert evaluate(run, "train", allow_seen=True, progress=False)["clips"] == 18
-    with pytest.raises(UserError, match="not what .* was trained on"):
+    says = r"not what .* was trained on \(recogniser\): network.name: trained on \"logits\", this store has \"vector\"$"
+    with pytest.raises(UserError, match=says):
         evaluate(run, "val", stores={"recogniser": stores[0].path}, progress=False)
+
+
+def test_the_fields_of_another_recipe_are_named(tmp_path, trained):
+    run, _ = trained
+    other = grid_store(tmp_path / "other.zarr", "logits", fps=4.0, seconds=5.0, lineage=KNOWS)
+    says = "sampling.fps: trained on 2.0, this store has 4.0; seconds: trained on 10.0, this store has 5.0$"
+    with pytest.raises(UserError, match=says):
+        evaluate(run, "val", stores={"recogniser": other}, progress=False)
 
 
 def test_evaluate_finds_moved_stores_and_refuses_pending_rows(stores, tmp_path):

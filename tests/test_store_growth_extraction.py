@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import media
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 from errors import MachineError, UserError
+from extract.networks import create_network
 from pipelines import extract, plan_extraction
 from pipelines.estimate import describe_job
 from pipelines.repair import repair
+from pipelines.run_folder import save_tensors
 from stores import RowNotReady, limits, open_store, verify
 from stores.zarr_store import ZarrFiles
 from tests.store_samples import same_tree
@@ -145,8 +148,25 @@ def test_repair_computes_exactly_what_is_lost_and_gives_the_same_bytes(kitchen, 
     (moved / "data/vector/c.2.0").write_bytes(b"")
     assert repair(moved, **where).sealed == 1 and same_tree(moved, whole) == []
     (path / "data/vector/c.0.0").unlink()
-    with pytest.raises(UserError, match=r"(?s)cannot be repaired.*weights"):
+    with pytest.raises(UserError, match=r"weights of the network, .* that made .*random:9 are others"):
         repair(path, weights="random:9", **where)
+    assert repair(path, **where).sealed == 1 and same_tree(path, whole) == []
+
+
+def test_repair_finds_the_weights_of_a_run_among_the_runs(kitchen, tmp_path, monkeypatch):
+    request = ask(kitchen, tmp_path / "f", draws=0)
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    save_tensors(run / "best.safetensors", create_network(request.backbone, "random:3").module.state_dict(), {})
+    (report,) = extract(replace(request, weights=(str(run),)))
+    path = Path(report.store)
+    whole = shutil.copytree(path, tmp_path / "kept.zarr")
+    where = {"dataset": str(kitchen / "small.csv"), "videos": kitchen / "videos"}
+    (path / "data/vector/c.0.0").unlink()
+    monkeypatch.chdir(kitchen)
+    with pytest.raises(UserError, match=r"\(run:mine\), .* not found: say where they are, --weights RUN"):
+        repair(path, **where)
+    monkeypatch.chdir(tmp_path)
     assert repair(path, **where).sealed == 1 and same_tree(path, whole) == []
 
 
