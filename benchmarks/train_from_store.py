@@ -32,11 +32,14 @@ EPOCHS = 15  # of a training (thesis section 3.3.2)
 # --- the stores ---
 
 
-def make_stores(root: Path, clips: int) -> dict[str, Path]:
-    """The verb, noun and object stores below `root`, made where they are not there or not complete yet."""
+def make_stores(root: Path, clips: int, labels: dict[str, np.ndarray] | None = None) -> dict[str, Path]:
+    """The verb, noun and object stores below `root`, made where they are not there or not complete yet.
+
+    labels: {"verb", "noun": (clips,)}; random ones if not given.
+    """
     from stores import ArraySpec
 
-    folder = root / f"epic55-size-{clips}"
+    folder = root / f"epic55-size-{clips}{'-labelled' if labels else ''}"
     videos = max(1, round(VIDEOS * clips / CLIPS))
     per_video = round(FRAMES / VIDEOS)
     rng = np.random.default_rng(0)
@@ -53,6 +56,7 @@ def make_stores(root: Path, clips: int) -> dict[str, Path]:
         "verb": rng.integers(0, VERBS, clips).astype(np.int32),
         "noun": rng.integers(0, NOUNS, clips).astype(np.int32),
         "split": np.full(clips, "train", object),
+        **(labels or {}),
     }
     index = np.arange(clips, dtype=np.int32)
     clip_rows = {"video": video, "clip": index, "k": 0 * index, "draw": (0 * index).astype(np.int16)}

@@ -7,9 +7,11 @@ that was killed and goes on from its last checkpoint, in the middle of an epoch 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -18,6 +20,7 @@ import numpy as np
 from errors import MachineError, UserError
 from pipelines.devices import autocast, to_device
 from pipelines.run_folder import Run, load_tensors, save_tensors
+from pipelines.tensorboard_log import TensorBoardLog
 from pipelines.world import World
 from stores import prefetch
 
@@ -26,6 +29,7 @@ __all__ = ["FITS", "Loop", "Schedule", "Task", "batches_of", "check_fit", "seede
 FITS = ("train", "trainval")
 PRECISIONS = ("fp32", "bf16")
 OPTIMISERS = ("sgd", "adam", "adamw", "ranger")
+DECAYS = ("step", "cosine")
 SAVE_SECONDS = 120.0  # between two checkpoints within an epoch; after every epoch there is one anyway
 
 
@@ -41,6 +45,7 @@ class Schedule:
     # learning rate
     optimiser: str = "sgd"  # sgd | adam | adamw | ranger
     lr: float = 1e-3
+    decay: str = "step"  # step: lr, then last_lr | cosine: from lr in the first epoch to last_lr in the last
     last_lr: float = 1e-4  # learning rate of the last epochs
     last_epochs: int = -1  # how many those are; -1: a third of all (5 of 15)
     decay_every: int = 0  # epochs after which the rate is divided by 10, again and again; 0: never
@@ -62,10 +67,12 @@ class Schedule:
                 raise UserError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if self.decay_every and self.last_epochs:
             raise UserError("decay_every divides the rate again and again: it goes with last_epochs=0")
+        if self.decay_every and self.decay == "cosine":
+            raise UserError("decay=cosine goes with decay_every=0")
         for name in ("lr", "last_lr", "momentum", "weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise UserError(f"{name} must be a number from 0 on, got {getattr(self, name)}")
-        for name, choices in (("precision", PRECISIONS), ("optimiser", OPTIMISERS)):
+        for name, choices in (("precision", PRECISIONS), ("optimiser", OPTIMISERS), ("decay", DECAYS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
@@ -77,6 +84,9 @@ class Schedule:
         """Learning rate of a step (counted over all epochs) of an epoch, both from 0."""
         last = self.epochs // 3 if self.last_epochs < 0 else self.last_epochs
         rate = self.last_lr if epoch >= self.epochs - last else self.lr
+        if self.decay == "cosine":
+            share = epoch / max(1, self.epochs - 1)
+            rate = self.last_lr + (self.lr - self.last_lr) * (1 + math.cos(math.pi * share)) / 2
         if self.decay_every:
             rate *= self.decay_by ** (epoch // self.decay_every)
         return rate * min(1.0, 0.001 + 0.999 * step / self.warmup) if self.warmup else rate
@@ -116,7 +126,7 @@ class Loop:
     """A task's training and its state: epoch, step within it, optimiser, log, best epoch so far.
 
     Args:
-        run: folder for best.safetensors, last.safetensors (where a rerun goes on) and log.csv.
+        run: folder for best.safetensors, last.safetensors (where a rerun goes on), log.csv and tensorboard/.
     """
 
     def __init__(
@@ -146,18 +156,20 @@ class Loop:
     def run_all(self, say) -> None:
         """Train to the last epoch, from wherever this is."""
         step = _step_module(self.task, self.world, self.device)
-        while self.epoch < self.schedule.epochs:
-            row = self._train_epoch(step)
-            if self.world.first:
-                figures = self.task.validate()
-                row |= self.task.columns(figures) if figures is not None else {}
-                self._close_epoch(row, figures)
-                say(self._line(row))
-            self.epoch, self.step = self.epoch + 1, 0
-            self._total.zero_()
-            if self.world.first:
-                self._save()
-            self.world.wait()
+        with closing(TensorBoardLog(self.run.path / "tensorboard", self.epoch)) as events:
+            while self.epoch < self.schedule.epochs:
+                row = self._train_epoch(step)
+                if self.world.first:
+                    figures = self.task.validate()
+                    row |= self.task.columns(figures) if figures is not None else {}
+                    self._close_epoch(row, figures)
+                    events.add(row)
+                    say(self._line(row))
+                self.epoch, self.step = self.epoch + 1, 0
+                self._total.zero_()
+                if self.world.first:
+                    self._save()
+                self.world.wait()
         if self.world.first:
             self.task.finish(self.best, self.history)
             say(self._clock.line(self.schedule.workers))

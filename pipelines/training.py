@@ -16,17 +16,18 @@ from errors import UserError
 from extract.sampling import object_windows
 from heads import get_head
 from heads.metrics import action_prior
-from pipelines.devices import pick_device
 from pipelines.evaluation import clip_dataset, figures, predict_scores
 from pipelines.find_stores import find_stores
 from pipelines.lineage import is_random, lineage_of, refuse_random, seen_by, unknown_ancestors, unknown_line
 from pipelines.loop import Loop, Schedule, batches_of, check_fit, train
+from pipelines.needed_arrays import array_of
 from pipelines.provenance import run_facts
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.settings import parse_settings, part_of, settings_of
+from pipelines.world import take_place
 from stores import ClipDataset, open_store
 
-__all__ = ["KEEP_BYTES", "TrainingConfig", "array_of", "given_stores", "train_head"]
+__all__ = ["KEEP_BYTES", "TrainingConfig", "given_stores", "train_head"]
 
 # Arrays read once and kept, the smallest first: at EPIC-55's size vectors, boxes and the RoI features of 5 boxes a
 # frame (1.2 GB). Shuffled reads of them would cost as much again as those of the maps, which stay on disk.
@@ -135,6 +136,7 @@ def train_head(
         return train_sampler(name, given, target=target, **shared)
     if target is not None:
         raise UserError(f"--target is for heads that sample frames; {name} learns verbs and nouns")
+    device, world, say = take_place(device, say)
     stores = given_stores(name, head_class.reads, given, dataset, features, say)
     refuse_random(stores, allow_random)
 
@@ -167,7 +169,6 @@ def train_head(
     if unknown:
         say(unknown_line(unknown))
     validation = _validation(head, stores, fit, lineage, allow_incomplete, say)
-    device = pick_device(device)
     facts = {
         "head": head_facts(name, config),
         "training": training.facts(),
@@ -187,8 +188,8 @@ def train_head(
     say(_coverage_line("training", fitted))
     if validation is not None:
         say(_coverage_line("validation", validation))
-    task = HeadTask(run, head.to(device), training, fitted, validation, seed, device, progress)
-    train(Loop(run, task, training, seed=seed, device=device, progress=progress), resumed, say)
+    task = HeadTask(run, head.to(device), training, fitted, validation, seed, device, progress, max(2, world.size))
+    train(Loop(run, task, training, seed=seed, device=device, world=world, progress=progress), resumed, say)
     return run.path
 
 
@@ -283,14 +284,6 @@ def given_stores(name: str, reads: Mapping, given: Mapping, dataset, features, s
         for line in lines:
             say(line)
     return {role: stores[role] for role in reads}
-
-
-def array_of(store, name: str):
-    arrays = store.manifest.arrays
-    if name not in arrays:
-        has = ", ".join(arrays)
-        raise UserError(f"{store.path} has no array {name!r} (it has {has}); extract it with --keep {name}")
-    return arrays[name]
 
 
 def _classes(store) -> dict[str, int]:

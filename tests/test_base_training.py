@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from frame_samples import colour_dataset, colour_frames, frames_request
 from run_files import metrics_of, same_figures
 from safetensors.torch import load_file
+from two_processes import run_in_two_processes
 
 from cli import main
 from errors import UserError
@@ -383,19 +384,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(folder, whole, tmp_p
 
 def test_two_processes_take_the_steps_of_one(folder, whole, tmp_path):
     code = (
-        "import torch; torch.set_num_threads(1)\n"
         "from pipelines.base_training import train_backbone\n"
         f"train_backbone('tiny3d', features=[{str(folder / 'features')!r}], out={str(tmp_path / 'two')!r},"
         f" weights='random:0', option={[SIZE, 'clip_len=8', 'fps=12.5']!r}, set={QUICK!r}, progress=False,"
         " device='cpu')"
     )
-    script = tmp_path / "train.py"
-    script.write_text(code)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    done = subprocess.run(
-        [*launch, str(script)], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_in_two_processes(code, tmp_path)
     one, two = load_file(whole / "last.safetensors"), load_file(tmp_path / "two" / "last.safetensors")
     assert one.keys() == two.keys()
     for key, value in one.items():
