@@ -20,6 +20,7 @@ from commands.plot import plot
 from commands.printing import progress_bar, say, show, show_run
 from commands.recognize import recognize
 from commands.runs import evaluate, fuse, predict, reproduce, runs, sweep
+from commands.search import index, search
 from commands.stopping import DAMAGE, DONE, INCOMPLETE, INTERRUPTED, REQUEUE, stopped_by_signals
 from commands.store import store
 from commands.submit import submit
@@ -71,11 +72,13 @@ for command in (
     catalog,
     evaluate,
     fuse,
+    index,
     plot,
     predict,
     recognize,
     reproduce,
     runs,
+    search,
     serve,
     store,
     submit,

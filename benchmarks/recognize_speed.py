@@ -9,7 +9,8 @@ turns and in one process, with random weights: speed does not depend on them. Th
     decoding    opening the file, its index made anew every time; then the 25 frames, sought from keyframe to keyframe
     whole       both, from the file's name to the answer
 
-Fails (exit 1) when, as the median over the repeats, psn is not at least 1.8 times faster than dense by networks alone,
+CPU seconds, of all threads together, stand beside: other work on the machine changes them less. Fails (exit 1)
+when, as the median over the repeats, psn is not at least 1.8 times faster than dense by networks alone,
 or 1.5 times as a whole. EfficientNet-Lite0 in ShuffleNet's place is reported beside.
 """
 
@@ -33,6 +34,7 @@ WIDTH, HEIGHT, FPS = 854, 480, 30
 LIGHT = ("shufflenet_v2", "efficientnet_lite0")  # the first is required
 HEAVY = "tsn_resnet50"
 PARTS = ("networks", "decoding", "whole")
+CPU_PARTS = tuple(f"cpu {part}" for part in PARTS)
 
 
 def trained_runs(root: Path) -> dict[str, Path]:
@@ -70,8 +72,11 @@ class Timed:
         from pipelines.recognize_networks import open_recogniser
 
         self.recogniser, self.video = open_recogniser(run, device="cpu"), video
-        self.seconds = {name: {part: [] for part in PARTS} for name in ("psn", "dense")}
         self.recogniser.warm_up()
+        self.forget()
+
+    def forget(self) -> None:
+        self.seconds = {name: {part: [] for part in (*PARTS, *CPU_PARTS)} for name in ("psn", "dense")}
 
     def measure(self, name: str) -> float:
         """One more repeat; its seconds as a whole."""
@@ -79,17 +84,21 @@ class Timed:
         from pipelines.recognize_video import Looked, answer_plainly, answer_sampled
 
         os.utime(self.video)  # a file that nobody has seen yet
-        begun = time.perf_counter()
+        begun, cpu_begun = time.perf_counter(), time.process_time()
         looked = Looked(self.recogniser, self.video.name, Video(self.video.stem, self.video))
         looked.find(from_stores=False)
+        cpu_decoded = time.process_time()
         answer = answer_sampled(looked) if name == "psn" else answer_plainly(looked, looked.there)
-        whole = time.perf_counter() - begun
+        whole, cpu_ended = time.perf_counter() - begun, time.process_time()
         assert len(looked.times_s) == FRAMES and answer.picked.sum() == (SAMPLED if name == "psn" else FRAMES)
         spent = looked.seconds
         found = {
             "networks": spent["sampler"] + spent["context"] + spent["recogniser"],
             "decoding": spent["opening"] + spent["decoding"],
             "whole": whole,
+            "cpu networks": cpu_ended - cpu_decoded,
+            "cpu decoding": cpu_decoded - cpu_begun,
+            "cpu whole": cpu_ended - cpu_begun,
         }
         for part, seconds in found.items():
             self.seconds[name][part].append(seconds)
@@ -124,16 +133,17 @@ def main() -> int:
         for measure in conditions.values():
             measure()  # first passes are not like the others
         for one in timed.values():
-            one.seconds = {name: {part: [] for part in PARTS} for name in one.seconds}
+            one.forget()
         interleave(conditions, args.repeats)
     print(f"{'':20} {'':6} {'GFLOPs':>7} {'networks s':>11} {'decoding s':>11} {'whole s':>8}")
     for network, one in timed.items():
-        for name, seconds in one.seconds.items():
-            typical = [statistics.median(seconds[part]) for part in PARTS]
-            print(
-                f"{network:20} {name:6} {one.gflops(name):7.1f} {typical[0]:11.3f} {typical[1]:11.3f} {typical[2]:8.3f}"
-            )
-        print(f"{network:20} {'ratio':6} {'':7} {one.ratio('networks'):11.2f} {'':11} {one.ratio('whole'):8.2f}")
+        for parts, of in ((PARTS, ""), (CPU_PARTS, "CPU")):
+            for name, seconds in one.seconds.items():
+                gflops = of or f"{one.gflops(name):.1f}"
+                networks, decoding, whole = (statistics.median(seconds[part]) for part in parts)
+                print(f"{network:20} {name:6} {gflops:>7} {networks:11.3f} {decoding:11.3f} {whole:8.3f}")
+            networks, _, whole = parts
+            print(f"{network:20} {'ratio':6} {of:>7} {one.ratio(networks):11.2f} {'':11} {one.ratio(whole):8.2f}")
     print(f"({HEAVY}; seconds: medians; ratios: medians of the repeats' own ratios)")
     networks, whole = (timed[LIGHT[0]].ratio(part) for part in ("networks", "whole"))
     return verdict([

@@ -134,7 +134,7 @@ class InMemory:
             self._values[name] = np.empty((len(store), *spec.row_shape), spec.dtype)
             for start in range(0, len(store), 1024):
                 rows = np.arange(start, min(start + 1024, len(store)))
-                self._values[name][rows] = store.read(name, rows)
+                self._values[name][rows] = store.read(name, rows, missing="nan")
 
     def __getattr__(self, name):
         return getattr(self._store, name)

@@ -13,7 +13,7 @@ from commands.options import comma_separated, place_options, store_option
 from commands.printing import progress_line, say, show
 from commands.stopping import DAMAGE, DONE, INCOMPLETE
 from commands.store import store
-from errors import UserError
+from errors import UserError, count_of
 
 __all__ = ["catalog", "serve"]
 
@@ -34,7 +34,9 @@ def copy(source, target, arrays, **options):
     from stores import copy_store
 
     copied = copy_store(source, target, arrays=arrays or None, progress=progress_line, **options)
-    click.echo(f"{copied.path}: {len(copied.ok):,} of {len(copied):,} rows" + ("; sealed" if copied.sealed else ""))
+    click.echo(
+        f"{copied.path}: {len(copied.ok):,} of {count_of(len(copied), 'row')}" + ("; sealed" if copied.sealed else "")
+    )
     sys.exit(DONE if copied.sealed and len(copied.ok) == len(copied) else INCOMPLETE)
 
 
@@ -47,7 +49,9 @@ def merge(sources, target):
 
     merged = run(sources, target, progress=progress_line)
     differing = [row for row, (reason, _) in merged.failures().items() if reason == "sources_differ"]
-    click.echo(f"{merged.path}: {len(merged.ok):,} of {len(merged):,} rows" + ("; sealed" if merged.sealed else ""))
+    click.echo(
+        f"{merged.path}: {len(merged.ok):,} of {count_of(len(merged), 'row')}" + ("; sealed" if merged.sealed else "")
+    )
     for row in differing[:10]:
         click.echo(f"  row {row}: {merged.failures()[row][1]}")
     complete = merged.sealed and len(merged.ok) == len(merged)

@@ -71,10 +71,28 @@ def shard_of_slurm() -> str | None:
 ROLES = ("verb", "noun", "objects", "sampler", "recogniser", "frames", "vectors")  # that a run's stores play
 
 
+class RoleOfStore(click.ParamType):
+    """ROLE=PATH: which role of a run's stores, and where that store lies now."""
+
+    name = "ROLE=PATH"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        role, equals, place = value.partition("=")
+        if not (role and equals and place):
+            self.fail(f"{value!r} is not ROLE=PATH, such as audio=features/mine/audio.zarr", param, ctx)
+        return role, store_option.convert(place, param, ctx)
+
+
 def moved_store_options(*roles: str):
-    """Where a run's stores of these roles [all] lie now; `moved_stores` takes them out of the options again."""
+    """Where a run's stores of these roles [all, and with --store those of any other name, such as experts] lie now;
+    `moved_stores` takes them out of the options again."""
 
     def decorated(command):
+        if not roles:
+            help_text = "Any of the run's stores that has moved, such as an expert's; repeatable."
+            command = click.option("--store", "moved", type=RoleOfStore(), multiple=True, help=help_text)(command)
         for role in reversed(roles or ROLES):
             help_text = f"The run's {role} store, if it has moved."
             command = click.option(f"--{role}", type=store_option, help=help_text)(command)
@@ -85,7 +103,12 @@ def moved_store_options(*roles: str):
 
 def moved_stores(options: dict) -> dict | None:
     given = {role: options.pop(role) for role in ROLES if role in options}
-    return {role: path for role, path in given.items() if path is not None} or None
+    given = {role: path for role, path in given.items() if path is not None}
+    for role, path in options.pop("moved", ()):
+        if role in given:
+            raise click.UsageError(f"the run's {role} store is given twice: {given[role]} and {path}")
+        given[role] = path
+    return given or None
 
 
 def comma_separated(ctx, param, value):

@@ -11,6 +11,7 @@ import click
 from commands.options import moved_store_options, moved_stores
 from commands.printing import progress_bar
 from commands.stopping import DONE, INCOMPLETE
+from errors import count_of
 
 __all__ = ["recognize"]
 
@@ -79,14 +80,15 @@ def lines_of(facts: dict) -> list[str]:
     frames = facts["frames"]
     lost = sum(frame["score"] is None for frame in frames)
     lines = [
-        f"{facts['video']}: {facts['duration_s']:.1f} s, {len(frames)} candidate frame{'s' * (len(frames) != 1)}"
+        f"{facts['video']}: {facts['duration_s']:.1f} s, {count_of(len(frames), 'candidate frame')}"
         + (f", {lost} of them cannot be decoded" if lost else "")
     ]
     lines += [f"  {100 * one['probability']:5.1f} %  {one['label']}" for one in facts["labels"]]
     picked = ", ".join(f"{frame['time_s']:.1f} s ({frame['score']:.2f})" for frame in frames if frame["picked"])
     lines.append(f"  picked: {picked}")
     for role, found in facts["from_stores"].items():
-        lines.append(f"  from a store, not computed: {role}, {found['rows']} of {found['of']} frames, {found['store']}")
+        share = f"{found['rows']} of {count_of(found['of'], 'frame')}"
+        lines.append(f"  from a store, not computed: {role}, {share}, {found['store']}")
     lines.append(f"  {'':12} {'frames':>6} {'GFLOPs':>8} {'networks':>10} {'decoding':>10}")
     for one in facts["methods"]:
         line = f"  {one['method']:12} {one['frames']:6} "

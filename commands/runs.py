@@ -11,6 +11,7 @@ import click
 from commands.options import moved_store_options, moved_stores, store_option
 from commands.printing import published_table, say, show
 from commands.stopping import DAMAGE, DONE
+from errors import count_of
 
 __all__ = ["evaluate", "fuse", "predict", "reproduce", "runs", "sweep"]
 
@@ -97,7 +98,10 @@ def compared(run: Path, facts: dict) -> list[dict]:
 @moved_store_options()
 @scoring_options
 def predict(run, out, as_json, **options):
-    """Write a run's scores of a split: ids and logits, as .npz. Clips without features get the training prior."""
+    """Write a run's scores of a split: ids and logits, as .npz. Clips without features get the training prior.
+
+    Of a retrieval run: the similarity of every caption with every clip.
+    """
     from pipelines.prediction import predict as scores_of
 
     stores = moved_stores(options)
@@ -209,7 +213,8 @@ def reproduce(run, as_json, **options):
             mark = "  differs" if name in found.different else ""
             click.echo(f"{name}: {_figure(then)} then, {_figure(now)} now{mark}")
         click.echo(f"best.safetensors: {'identical' if found.identical else 'not identical'}")
-        counted = f"{len(found.different)} figures differ by more than {found.tolerance:g}"
+        differ = count_of(len(found.different), "figure differs", "figures differ")
+        counted = f"{differ} by more than {found.tolerance:g}"
         click.echo(counted if found.different else f"{found.again}: reproduced within {found.tolerance:g}")
     sys.exit(DAMAGE if found.different else DONE)
 

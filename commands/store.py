@@ -11,6 +11,7 @@ import click
 from commands.options import place_options, store_option
 from commands.printing import progress_bar, progress_line, say, show
 from commands.stopping import DAMAGE, DONE, INCOMPLETE, stopped_by_signals
+from errors import count_of
 
 __all__ = ["store"]
 
@@ -129,5 +130,5 @@ def gc(stores, as_json):
         return
     for path, garbage in removed.items():
         for name, size in garbage.removed.items():
-            click.echo(f"{path}: removed {name} ({size:,} bytes)")
-        click.echo(f"{path}: {garbage.bytes:,} bytes removed")
+            click.echo(f"{path}: removed {name} ({count_of(size, 'byte')})")
+        click.echo(f"{path}: {count_of(garbage.bytes, 'byte')} removed")

@@ -23,8 +23,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from extract.containers import open_container
 from extract.decode import FrameError, VideoError, growing_or, stat_video
-from extract.video_files import first_frame_s, open_container
+from extract.video_files import first_frame_s
 
 __all__ = ["AUDIO_RULE", "AudioSource", "NoAudio", "open_audio"]
 

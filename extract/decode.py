@@ -133,6 +133,14 @@ class FrameSource(ABC):
         a later call with later indices goes on without seeking. Raises ValueError for other indices.
         """
 
+    def seeks(self, indices: np.ndarray) -> np.ndarray:
+        """Which of ascending `indices` (n,) `read` goes to by a seek, bool (n,), False of the first.
+
+        What comes before such a frame and what comes after can be read by two sources at the same time, and
+        nothing is decoded twice.
+        """
+        return np.zeros(len(indices), bool)
+
     @abstractmethod
     def close(self) -> None:
         """Let go of files and decoder; reading afterwards opens them again."""

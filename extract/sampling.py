@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from extract.decode import TOLERANCE_S
 
 __all__ = [
@@ -157,7 +157,7 @@ def clip_rows(
         if durations is None:
             clip = clips["id"][np.flatnonzero(open_ended)[0]]
             raise UserError(
-                f"{open_ended.sum()} clips have no stop (first: {clip!r}): "
+                f"{count_of(open_ended.sum(), 'clip has', 'clips have')} no stop (first: {clip!r}): "
                 "they are planned once their videos are probed"
             )
         # One that starts after its video's end keeps its row: the decoder fails it, and nothing else.

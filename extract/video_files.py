@@ -3,7 +3,8 @@
 The index lists the frames in the order in which the decoder outputs them. A frame is recognised by its
 pts, never by counting after a seek; a seek that does not deliver the wanted frame is repeated from an
 earlier keyframe, down to the start. So a frame is the same however it is reached, and a damaged stretch
-loses its own frames only: those that are damaged, and those predicted from them.
+loses its own frames only: those that are damaged, and those predicted from them. On the way to a frame the
+decoder is not given those that nobody wants and nothing is predicted from (`disposable.py`).
 """
 
 import bisect
@@ -12,16 +13,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
+from itertools import pairwise, zip_longest
 
 import av
 import numpy as np
 
-from extract.decode import TOLERANCE_S, FrameError, FrameSource, VideoError, growing_or, hash_file, stat_video
+from extract.containers import open_container, rate_of, video_stream
+from extract.decode import TOLERANCE_S, FrameError, FrameSource, growing_or, hash_file, stat_video
+from extract.disposable import Coded, reader_of
 from extract.pixels import UPRIGHT, Converter, Orientation, orientation
 from extract.transforms import Resize, plan_resize
 
-__all__ = ["FrameIndex", "VideoFile", "first_frame_s", "frame_index", "open_container", "read_header"]
+__all__ = ["FrameIndex", "VideoFile", "first_frame_s", "frame_index", "read_header"]
 
 PROBED_FRAMES = 64  # decoded to see whether the container's times can be trusted
 SEEK_GAIN = 12  # frames that a seek must save: it costs a flush and the decoder's start-up latency
@@ -39,6 +42,7 @@ class FrameIndex:
     order      int64: position in decoding order
     needs      int64: the last frame, in output order, of those decoded before this one
     lost       bool: cannot be decoded; learned while reading, shared by all readers of the process
+    disposable bool: nothing is predicted from it
     keys       frames that decoding can start at, ascending, 0 first (other threads replace the list by a
                shorter one: look at it once, and hand on frames, not places in it)
     targets    {frame of keys: the timestamps to seek to, pts before dts}
@@ -48,6 +52,7 @@ class FrameIndex:
     times: np.ndarray
     order: np.ndarray
     lost: np.ndarray
+    disposable: np.ndarray
     keys: list[int]
     targets: dict[int, tuple[int, ...]]
     by_packet: bool
@@ -92,11 +97,14 @@ class FrameIndex:
         return len(self.ids)
 
     def depends(self, frame: int, on: int) -> bool:
-        """Whether `frame` may be predicted from the frame `on` (or is that frame)."""
+        """Whether `frame` is that frame, or decoded after it from the same keyframe on."""
         return bool(self.order[frame] >= self.order[on]) and frame < self.next_key(on)
 
     def damage(self, frame: int) -> None:
         """`frame` is damaged, and with it all that may be predicted from it."""
+        if self.disposable[frame]:
+            self.lost[frame] = True
+            return
         end = self.next_key(frame)
         self.lost[:end] |= self.order[:end] >= self.order[frame]
 
@@ -125,8 +133,8 @@ def frame_index(path) -> FrameIndex:
 
 def _build_index(path) -> FrameIndex:
     with open_container(path) as container:
-        stream = _video_stream(container, path)
-        rate, base, codec = _rate(stream), stream.time_base, stream.codec_context.name
+        stream = video_stream(container, path)
+        rate, base, codec = rate_of(stream), stream.time_base, stream.codec_context.name
         packets = list(_scan(container, stream))
     if not packets:
         raise growing_or(path, "truncated", "the header names a video stream, but there is no frame in the file")
@@ -162,6 +170,7 @@ class _Packet:
     duration: int
     key: bool
     corrupt: bool
+    coded: Coded | None
 
 
 @dataclass
@@ -175,7 +184,8 @@ class _Decoded:
 
 def _scan(container, stream) -> Iterator[_Packet]:
     """Every packet of the stream that becomes a frame; what an edit list hides does not."""
-    packets = container.demux(stream)
+    packets, codec = container.demux(stream), stream.codec_context
+    read = reader_of(codec.name, codec.extradata)
     while True:
         try:
             packet = next(packets)
@@ -185,8 +195,9 @@ def _scan(container, stream) -> Iterator[_Packet]:
             return  # the file ends in the middle of something: what was read so far counts
         if packet.size and not packet.is_discard:
             yield _Packet(
-                packet.pts, packet.dts, packet.pos, packet.duration or 0, packet.is_keyframe, packet.is_corrupt
-            )
+                packet.pts, packet.dts, packet.pos, packet.duration or 0, packet.is_keyframe, packet.is_corrupt,
+                read(bytes(packet)) if read else None,
+            )  # fmt: skip
 
 
 def _decode_ids(path, threads: int, *, by_packet: bool, limit: int | None = None) -> _Decoded:
@@ -229,10 +240,16 @@ def _index(packets, order, pts, seen, rate, base, codec, *, ids=None, seekable=T
             for k, i in enumerate(order)
             if packets[i].key or k == 0
         }
+    disposable = np.zeros(n, bool)
+    if not by_packet and all(p.coded for p in packets):
+        top = max(p.coded.sublayer for p in packets)
+        disposable[:] = [
+            not (p.coded.reference or p.coded.sublayer < top or p.key) for p in (packets[i] for i in order)
+        ]
     identity = np.arange(n) if by_packet and ids is None else np.array(ids if by_packet else pts, np.int64)
     index = FrameIndex(
-        identity, times, np.array(order, np.int64), np.zeros(n, bool), list(targets), targets, by_packet, pts is None,
-        codec, fps, float(times[-1]) + (last if last > 0 else 1 / fps), seen.width, seen.height, seen.turn,
+        identity, times, np.array(order, np.int64), np.zeros(n, bool), disposable, list(targets), targets, by_packet,
+        pts is None, codec, fps, float(times[-1]) + (last if last > 0 else 1 / fps), seen.width, seen.height, seen.turn,
     )  # fmt: skip
     for k in (k for k, i in enumerate(order) if packets[i].corrupt):
         index.damage(k)
@@ -254,75 +271,11 @@ def _rising(values) -> bool:
     return len(known) == len(values) and all(a < b for a, b in zip(known, known[1:], strict=False))
 
 
-# --- opening ---------------------------------------------------------------------------------------------
-
-
-def open_container(path):
-    """Open a container by PyAV, or VideoError with the reason."""
-    stat_video(path)
-    try:
-        # "file:" keeps FFmpeg from reading a name such as "concat:..." as a protocol
-        return av.open("file:" + os.fspath(path), metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError) as e:
-        if isinstance(e, PermissionError):
-            raise VideoError("unreadable", f"{path}: {e.strerror or e}") from e
-        if not _begins_like_video(path):
-            why = getattr(e, "strerror", None) or e
-            raise VideoError("not_video", f"{path}: not a video that FFmpeg can open ({why})") from e
-        if _lacks_moov(path):
-            reason, why = "truncated", "the file has no index (moov): its end is missing"
-        else:
-            reason, why = "truncated", "it begins like a video, but FFmpeg cannot open it: cut short or damaged"
-        raise growing_or(path, reason, why) from e
-
-
-def _video_stream(container, path):
-    """The video stream FFmpeg calls best; a cover picture is none."""
-    attached = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & attached and s.codec_context]
-    if not streams:
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
-        raise VideoError("not_video", f"{path}: there is no video stream in the file (streams: {kinds})")
-    best = container.streams.best("video")
-    return best if best in streams else streams[0]
-
-
-def _rate(stream) -> Fraction | None:
-    return stream.average_rate or stream.guessed_rate or stream.base_rate
-
-
-def _begins_like_video(path) -> bool:
-    """Whether the first bytes are those of a common container, or zeros: room made for a file to come."""
-    with open(path, "rb") as f:
-        head = f.read(16)
-    starts = (b"\x1a\x45\xdf\xa3", b"RIFF", b"\x47", b"FLV", b"\0\0\1\xba", b"\x30\x26\xb2\x75", b"OggS")
-    return head.startswith(starts) or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or not any(head)
-
-
-def _lacks_moov(path) -> bool:
-    """Whether this is an mp4/mov file (it begins with an ftyp box) whose moov box is not in it."""
-    with open(path, "rb") as f:
-        end, at, first = os.fstat(f.fileno()).st_size, 0, True
-        while at + 8 <= end:
-            f.seek(at)
-            head = f.read(16)
-            size, name = int.from_bytes(head[:4]), head[4:8]
-            if first and name != b"ftyp":
-                return False
-            if name == b"moov":
-                return at + size > end
-            size = int.from_bytes(head[8:16]) if size == 1 else size
-            if size < 8:
-                break
-            at, first = at + size, False
-        return not first
-
-
 def read_header(path) -> tuple[float, float | None, int, int]:
     """(fps, duration or None, width, height); decodes one frame, for the orientation. Raises VideoError."""
     with open_container(path) as container:
-        stream = _video_stream(container, path)
-        rate = _rate(stream)
+        stream = video_stream(container, path)
+        rate = rate_of(stream)
         duration = None
         if stream.duration and stream.time_base:
             duration = float(stream.duration * stream.time_base)
@@ -356,21 +309,26 @@ def first_frame_s(path) -> float:
 class _Decoder:
     """The frames of one file in output order, from the start or from a keyframe; damage does not stop it.
 
-    Iterating yields frames; `errors` counts what the decoder complained of since the last start.
+    Iterating yields frames. Since the last start:
+
+    errors    what the decoder complained of
+    spares    packet -> whether the decoder is not given it
+    last      pts of the packet after which the decoder is given no more, None for the file's last
+    ended     whether it was given that packet: what it holds comes out then, and no more after it
     """
 
     def __init__(self, path, threads: int, by_packet: bool):
         self._path, self._by_packet = path, by_packet
         self.container = open_container(path)
-        self.stream = _video_stream(self.container, path)
+        self.stream = video_stream(self.container, path)
         codec = self.stream.codec_context
         codec.thread_type, codec.thread_count = "AUTO", threads
         codec.copy_opaque = by_packet
-        self._begin(self.container.demux(self.stream))
+        self._begin(self.container.demux(self.stream), [])
 
-    def _begin(self, packets):
-        self.errors = 0
-        self._packets, self._held, self._frames = packets, [], iter(())
+    def _begin(self, packets, held):
+        self.errors, self.spares, self.last, self.ended = 0, None, None, False
+        self._frames = self._decoded(packets, held)
 
     def __enter__(self):
         return self
@@ -394,8 +352,7 @@ class _Decoder:
                 packets = self.container.demux(self.stream)
                 for packet in packets:
                     if packet.is_keyframe and packet.size:
-                        self._begin(packets)
-                        self._held = [packet]
+                        self._begin(packets, [packet])
                         frame = landed(packet)
                         if frame >= 0:
                             return frame
@@ -408,29 +365,29 @@ class _Decoder:
         return self
 
     def __next__(self):
-        while True:
-            frame = next(self._frames, None)
-            if frame is not None:
-                return frame
-            self._frames = iter(self._decode(self._next_packet()))
+        return next(self._frames)
 
-    def _next_packet(self):
-        if self._held:
-            return self._held.pop()
-        if self._packets is None:
-            raise StopIteration
+    def _decoded(self, packets, held: list):
+        while not self.ended:
+            packet = held.pop() if held else self._next_packet(packets)
+            if packet is None:
+                break
+            if self.spares and self.spares(packet):
+                continue
+            self.ended = self.last is not None and packet.pts == self.last
+            yield from self._decode(packet)
+        yield from self._drain()
+
+    def _next_packet(self, packets):
         try:
-            for packet in self._packets:
+            for packet in packets:
                 if packet.size:  # an empty one would end the decoding: PyAV's last, or a dropped frame in an AVI
                     return packet
         except (av.FFmpegError, OSError):
             self.errors += 1  # the file breaks off here
-        self._packets = None
         return None
 
     def _decode(self, packet) -> list:
-        if packet is None:
-            return self._drain()
         if self._by_packet:
             packet.opaque = (packet.pos,)
         try:
@@ -481,19 +438,27 @@ class VideoFile(FrameSource):
         outside = (shown < 0) | (t + TOLERANCE_S >= self.duration_s)
         return np.clip(shown, 0, self.n_frames - 1).astype(np.int64), outside
 
+    def seeks(self, indices):
+        index, picked = self.index, np.asarray(indices, np.int64)
+        far = [self._is_far(then, int(index.needs[k])) for k, then in pairwise(picked.tolist())]
+        return np.array([False, *far][: len(picked)], bool)
+
     def read(self, indices, resize: Resize | None = None):
         place = plan_resize(resize or Resize(), self.width, self.height)
-        for k in self._ascending(indices):
-            frame = self._frame(k)
+        picked = self._ascending(indices)
+        for k, then in zip_longest(picked, picked[1:]):
+            frame = self._frame(k, then)
             yield k, frame if isinstance(frame, FrameError) else self._convert(frame, place)
 
     # One run = one stretch decoded without a seek. Its state: the keyframe it started at, the last frame
-    # it has passed, the frames kept, and the frames that did not come out as they should.
+    # it has passed, the frames kept, the frames spared, and those that did not come out as they should.
 
-    def _frame(self, k: int):
+    def _frame(self, k: int, then: int | None):
+        """Frame k; `then`: the next one that is wanted, as far as is known."""
         index = self.index
         if index.lost[k]:
             return self._damaged(k)
+        self._wanted, self._then = k, k if then is None else then
         if not self._decoder or not self._reaches(k):
             self._start(k, index.key_before(k + 1))
         tried = []
@@ -508,21 +473,32 @@ class VideoFile(FrameSource):
             if self._began == 0 or (passed >= 2 and self._decoder.errors):
                 for e in doubts or [k]:
                     index.damage(e)
-                return self._damaged(k)
+                if not doubts or k in doubts or not index.disposable[doubts].all():
+                    return self._damaged(k)
+            if any(index.lost[e] and index.disposable[e] for e in doubts):
+                tried = []  # nothing is predicted from those: once more, without them
+                self._start(k, index.key_before(k + 1))
+                continue
             # Perhaps decoding cannot start at that keyframe after all: take one from further back.
             tried.append(self._began)
             self._start(k, index.key_before(self._began, max(1, 2 * passed)))
 
     def _reaches(self, k: int) -> bool:
         """Whether to decode on to frame k rather than seek."""
-        if k < self._began or (k <= self._passed and k not in self._kept):
+        if k in self._kept:
+            return True
+        if self._decoder.ended or k <= self._passed or k in self._spared:
             return False
-        return self.index.key_before(k + 1) - self._passed <= SEEK_GAIN
+        return not self._is_far(k, self._passed)
+
+    def _is_far(self, k: int, passed: int) -> bool:
+        """Whether a seek to frame k saves enough when frame `passed` was the last."""
+        return self.index.key_before(k + 1) - passed > SEEK_GAIN
 
     def _start(self, k: int, key: int) -> None:
         """Begin a run at frame `key`, one that decoding can start at, or at an earlier one where the seek lands."""
         index = self.index
-        self._kept, self._doubts, began = {}, [], -1
+        self._kept, self._spared, self._doubts, began = {}, set(), [], -1
         if key > 0:
             self._decoder = self._decoder or _Decoder(self.path, self._threads, index.by_packet)
             own = () if index.by_packet else (int(index.ids[k]),)
@@ -533,28 +509,47 @@ class VideoFile(FrameSource):
             self._decoder = _Decoder(self.path, self._threads, index.by_packet)
             began = 0
         self._began, self._passed = began, began - 1
+        if index.disposable.any():
+            self._decoder.spares = self._spares
 
     def _landing(self, packet, key: int) -> int:
         frame = self.index.rank(packet.pos if self.index.by_packet else packet.pts)
         return frame if 0 < frame <= key and frame in self.index.targets else -1
 
+    def _spares(self, packet) -> bool:
+        """Whether the decoder need not see a packet: nothing is predicted from its frame, which is not wanted."""
+        rank = self.index.rank(packet.pts)
+        if rank < 0 or not self.index.disposable[rank]:
+            return False
+        spared = self.index.lost[rank] or (rank < self._then and rank != self._wanted)
+        if spared:
+            self._spared.add(rank)
+        return spared
+
     def _advance(self, k: int) -> None:
         """Decode until frame k and all frames decoded before it are out; note those that are not well."""
-        index = self.index
+        index, decoder = self.index, self._decoder
         self._kept = {r: f for r, f in self._kept.items() if r >= k}
+        self._spared = {r for r in self._spared if r > self._passed}
         self._doubts = [e for e in self._doubts if index.next_key(e) > k]
+        # Where a seek comes next, what is coded after frame k is of no use. (Several threads may still be at work on
+        # frames that come out at the end: damage in them would not always be told.)
+        ends = self._threads == 1 and not index.by_packet and self._is_far(self._then, int(index.needs[k]))
+        decoder.last = int(index.ids[k]) if ends else None
         while self._passed < index.needs[k]:
-            frame = next(self._decoder, None)
-            rank = self._rank(frame) if frame is not None else self.n_frames
+            frame = next(decoder, None)
+            end = int(index.needs[k]) + 1 if decoder.ended else self.n_frames
+            rank = self._rank(frame) if frame is not None else end
             if rank <= self._passed:
                 continue  # not in the index, or shown before the keyframe that the run began at
-            for hole in range(self._passed + 1, min(rank, self.n_frames)):
-                self._doubt(hole)
-            self._passed = min(rank, self.n_frames - 1)
+            for hole in range(self._passed + 1, min(rank, end)):
+                if hole not in self._spared and not (decoder.ended and index.order[hole] > index.order[k]):
+                    self._doubt(hole)
+            self._passed = min(rank, end - 1)
             if frame is None:
                 return
             if frame.is_corrupt or (rank == self._began > 0 and not frame.key_frame):
-                self._decoder.errors += 1
+                decoder.errors += 1
                 self._doubt(rank)
             elif rank >= k:
                 self._kept[rank] = frame
@@ -567,10 +562,11 @@ class VideoFile(FrameSource):
         return self.index.rank(frame.opaque[0] if frame.opaque else None, self._passed + 1)
 
     def _doubt(self, frame: int) -> None:
+        if any(self.index.depends(frame, e) for e in self._doubts):
+            return  # perhaps only because of that one
         if self._began == 0:
             self.index.damage(frame)
-        if not any(self.index.depends(frame, e) for e in self._doubts):
-            self._doubts.append(frame)
+        self._doubts.append(frame)
 
     def _strike(self, tried: list[int]) -> None:
         """Keyframes from which a frame could not be had that is there from further back: never again."""

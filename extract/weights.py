@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from errors import MachineError, UserError
+from errors import MachineError, UserError, count_of
 
 from .unpickle import read_pickle
 
@@ -35,6 +35,7 @@ __all__ = [
     "RandomWeightsWarning",
     "Weights",
     "add_weights",
+    "check_trained",
     "combined_hash",
     "file_hash",
     "find_entry",
@@ -77,6 +78,7 @@ class Weights:
 
 
 BEST = "best.safetensors"  # the checkpoint of a run folder
+TRAININGS = "train-backbone, train-recogniser, train-detector"  # whose runs are weights
 TRAINED_BESIDE = "beside/"  # prefix, in checkpoints of base training, of what was trained on the network's features
 
 TABLE: dict[str, Weights] = {}  # by name; every network's file adds its own
@@ -168,7 +170,7 @@ def _best_of(run: Path) -> Path:
     if not (run / BEST).is_file():
         raise UserError(
             f"weights {run}: this folder has no {BEST}; expected a checkpoint, or the folder of a training"
-            " (train-backbone, train-recogniser, train-detector) that has finished an epoch"
+            f" ({TRAININGS}) that has finished an epoch"
         )
     return run / BEST
 
@@ -178,6 +180,30 @@ def trained_facts(path: Path) -> dict[str, Any] | None:
 
     {"network": name, "options": of the network, "lineage": [...], ...}, from its metadata; its tensors are not read.
     """
+    found = _own_metadata(path)
+    return found if found is not None and "network" in found else None
+
+
+def check_trained(path: Path, network: str) -> None:
+    """Lets through a checkpoint that a training of this network left, and any that clipbank did not write.
+
+    Raises:
+        UserError: it is that of another network, or of a head alone.
+    """
+    found = _own_metadata(path) or {}
+    if "network" in found:
+        what = f"is a training of {found['network']}" if found["network"] != network else ""
+    elif "config" in found:
+        what = f"trains the head {found['name']} on features, and has no network"
+    else:
+        what = f"is where a training goes on, not its result ({BEST})" if "history" in found else ""
+    if what:
+        run = path.parent if path.name == BEST else path
+        raise UserError(f"weights {run}: it {what}; {network} needs a training of its own ({TRAININGS})")
+
+
+def _own_metadata(path: Path) -> dict[str, Any] | None:
+    """What clipbank wrote into a checkpoint beside its tensors, None for any other file."""
     if not str(path).endswith(".safetensors"):
         return None
     from safetensors import SafetensorError, safe_open
@@ -187,7 +213,7 @@ def trained_facts(path: Path) -> dict[str, Any] | None:
             found = json.loads((file.metadata() or {}).get("clipbank", "null"))
     except (SafetensorError, OSError, ValueError):  # `read_state` says what is wrong with it
         return None
-    return found if isinstance(found, dict) and "network" in found else None
+    return found if isinstance(found, dict) else None
 
 
 def find_entry(network: str, weights: str) -> Weights | None:
@@ -337,11 +363,12 @@ def load_into(net: Any, weights: str | None = None) -> None:
         net.weights_hash = fill_random(net.module, found.seed, spec.random_scale, spec.name)
         net.weights_origin, net.lineage = found.origin, [{"dataset": found.origin, "split": "", "classes": 0}]
         return
+    check_trained(found.path, spec.name)
     state, metadata = read_state(found.path)
     trained = trained_facts(found.path)
     try:
         if trained is not None:
-            state = _of_network(state, trained, spec.name)
+            state = _of_network(state, spec.name)
         else:
             state = net.adapt_to(net.convert_state(state))
         _check_state(state, net.module.state_dict(), spec.name)
@@ -352,11 +379,15 @@ def load_into(net: Any, weights: str | None = None) -> None:
     net.lineage = trained["lineage"] if trained is not None else _lineage(found, metadata)
 
 
-def _of_network(state: dict[str, Any], trained: Mapping[str, Any], network: str) -> dict[str, Any]:
+def _of_network(state: dict[str, Any], network: str) -> dict[str, Any]:
     """The network's own tensors of a checkpoint of base training: all but the classifiers trained on its features."""
-    if trained["network"] != network:
-        raise UserError(f"these weights were trained for {trained['network']}, not for {network}")
-    return {key: value for key, value in state.items() if not key.startswith(TRAINED_BESIDE)}
+    own = {key: value for key, value in state.items() if not key.startswith(TRAINED_BESIDE)}
+    if state and not own:
+        raise UserError(
+            f"it holds a classifier alone: the weights of {network} were not there when it was trained; train it again"
+            " with --weights PATH of them"
+        )
+    return own
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -434,14 +465,16 @@ def key_report(missing: Iterable[str], unexpected: Iterable[str], shapes: Mappin
         return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
     parts = [
-        f"{len(keys)} keys {what}: {some(keys)}"
+        f"{count_of(len(keys), 'key')} {what}: {some(keys)}"
         for what, keys in (("missing", set(missing)), ("unexpected", set(unexpected)))
         if keys
     ]
     if shapes:
         first = min(shapes)
         found, expected = (tuple(shape) for shape in shapes[first])
-        parts.append(f"{len(shapes)} keys of another shape: {some(shapes)} ({first} is {found}, expected {expected})")
+        parts.append(
+            f"{count_of(len(shapes), 'key')} of another shape: {some(shapes)} ({first} is {found}, expected {expected})"
+        )
     return "; ".join(parts)
 
 

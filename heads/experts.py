@@ -19,6 +19,7 @@ __all__ = [
     "Projection",
     "batch_normed",
     "mixture_similarity",
+    "renormalised",
 ]
 
 
@@ -94,7 +95,12 @@ def mixture_similarity(
     text (T, N, C) and video (V, N, C) of length 1, weights (T, N), present (V, N). Returns (T, V): a mean of cosines,
     0 for a video without any expert. Two matrix products, whatever N.
     """
-    present = present.to(video.dtype)
     dots = (text * weights[..., None]).flatten(1) @ (video * present[..., None]).flatten(1).T
-    total = weights @ present.T
+    return renormalised(dots, weights, present)
+
+
+def renormalised(dots: torch.Tensor, weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Weighted sums of cosines (T, V) over the sums of the weights (T, N) whose experts are present (V, N): 0 over 0
+    is 0."""
+    total = weights @ present.to(weights.dtype).T
     return dots / torch.where(total == 0, 1.0, total)

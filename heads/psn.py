@@ -114,6 +114,7 @@ class PSN(nn.Module):
 
     Config = PSNConfig
     reads = READS
+    pictures = ("sampler",)
     dims = staticmethod(frame_dims)
     weighting = True  # the scores weigh the recogniser's logits at test
 

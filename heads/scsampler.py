@@ -38,6 +38,7 @@ class SCSampler(nn.Module):
 
     Config = SCSamplerConfig
     reads = READS
+    pictures = ("sampler",)
     dims = staticmethod(frame_dims)
     weighting = False  # the recogniser's logits are averaged at test
 

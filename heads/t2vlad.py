@@ -128,10 +128,13 @@ class T2VLAD(TextVideoHead):
     product of a text's and a video's is s_local, the mean over the centres of the cosines of eq. 6.2 and 6.3."""
 
     Config = T2VLADConfig
+    pictures = ("assignment", "ranking")
 
     def __init__(self, config: T2VLADConfig):
         super().__init__(config)
         width = config.common
+        if not config.local or config.vlad != "shared":
+            self.pictures = ("ranking",)  # words and segments meet at no centres
         if not config.local:
             self.mixture = ExpertMixture(config.text_channels, config.expert_channels, width)
             return
@@ -176,13 +179,25 @@ class T2VLAD(TextVideoHead):
 
     # --- similarity ---
 
-    def similarity(self, text, video) -> torch.Tensor:
-        """(T, V): s = (s_global + s_local) / 2; at test what the config's `score` says."""
+    def text_parts(self, text) -> dict[str, torch.Tensor]:
+        return self._parts(super().text_parts(text), text)
+
+    def video_parts(self, video) -> dict[str, torch.Tensor]:
+        return self._parts(super().video_parts(video), video)
+
+    def combined(self, dots, text, video) -> torch.Tensor:
+        """s = (s_global + s_local) / 2; at test what the config's `score` says."""
+        if "experts" not in dots:
+            return dots["local"]
+        mixture = super().combined(dots, text, video)
+        return (mixture + dots["local"]) / 2 if "local" in dots else mixture
+
+    def _parts(self, parts: dict[str, torch.Tensor], embedded) -> dict[str, torch.Tensor]:
         score = "both" if self.training else self.config.score
         if not self.config.local or score == "global":
-            return super().similarity(text, video)
-        local = text["local"] @ video["local"].T
-        return local if score == "local" else (super().similarity(text, video) + local) / 2
+            return parts
+        local = {"local": embedded["local"]}
+        return local if score == "local" else parts | local
 
     def assignments(self, batch) -> dict[str, torch.Tensor]:
         """a of eq. 6.1 for pictures (figure 6.3): {"text" or expert: (B, L, K + background)}, 0 where there is no

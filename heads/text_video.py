@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from errors import UserError
-from heads.experts import mixture_similarity
+from heads.experts import renormalised
 from heads.layers import masked_max
 from heads.ranking_losses import hardest_margin, max_margin
 
@@ -99,10 +99,11 @@ class TextVideoHead(nn.Module):
 
     A subclass implements `embed_text(tokens, mask)` and `embed_video(experts)`, which return dicts of tensors with B
     rows: at least "experts" (B, N, C) and "weights" (B, N) of texts, "experts" and "present" (B, N) of videos; a
-    subclass that adds others extends `similarity`.
+    subclass that adds others extends `text_parts`, `video_parts` and `combined`.
     """
 
     reads = {"text": ("tokens",), "experts": ARRAYS}  # one store a role; any number of roles may be experts
+    pictures: tuple[str, ...] = ("ranking",)
 
     def __init__(self, config: RetrievalConfig):
         super().__init__()
@@ -132,7 +133,26 @@ class TextVideoHead(nn.Module):
 
     def similarity(self, text: Mapping[str, torch.Tensor], video: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(T, V) from the embeddings of T texts and of V videos: any blocks of a matrix equal the whole."""
-        return mixture_similarity(text["experts"], text["weights"], video["experts"], video["present"])
+        videos = self.video_parts(video)
+        dots = {name: part @ videos[name].T for name, part in self.text_parts(text).items()}
+        return self.combined(dots, text, video)
+
+    # What a similarity is made of: inner products of long vectors, and how they are combined. A search has the long
+    # ones of millions of videos in a short form.
+
+    def text_parts(self, text: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """{part: (T, D)} from the embeddings of texts, with the names and widths of `video_parts`."""
+        return {"experts": (text["experts"] * text["weights"][..., None]).flatten(1)}
+
+    def video_parts(self, video: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """{part: (V, D)} from the embeddings of videos."""
+        return {"experts": (video["experts"] * video["present"][..., None]).flatten(1)}
+
+    def combined(
+        self, dots: Mapping[str, torch.Tensor], text: Mapping[str, torch.Tensor], video: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """`similarity` from {part: (T, V) inner products} and, of the embeddings, "weights" and "present" alone."""
+        return renormalised(dots["experts"], text["weights"], video["present"])
 
     # --- training ---
 

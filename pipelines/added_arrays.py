@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from errors import count_of
 from pipelines.planning import Job
 from pipelines.row_choice import mine_of, on_disk
 from stores import OK, PENDING, Store, add_arrays, begin_arrays, match_rows
@@ -36,14 +37,14 @@ def with_arrays(
     there = on_disk(job, side.videos["name"], side.rows["video"]) & same_file & side.visible
     todo = mine_of(job.request, side.units, needed & there & (side.status() == PENDING))
     if todo.any():
-        announce(f"{job.path}: adding {', '.join(lacking)} to {needed.sum():,} rows")
+        announce(f"{job.path}: adding {', '.join(lacking)} to {count_of(needed.sum(), 'row')}")
         network.keep = list(lacking)
         compute(side, todo)
     left = int((needed & (side.status() != OK)).sum())
     if left:
         reasons = sorted({code for row, (code, _) in side.failures().items() if needed[row]})
         announce(
-            f"{job.path}: {left:,} rows still lack {', '.join(lacking)}"
+            f"{job.path}: {count_of(left, 'row still lacks', 'rows still lack')} {', '.join(lacking)}"
             + (f" ({', '.join(reasons)})" if reasons else "")
             + f"; the store gets them when all have them. What is there so far is in {side.path}"
         )

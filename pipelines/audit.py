@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from extract.sampling import GRID_AXES
 from pipelines.inspection import Seen, compare, dataset_of, look, network_of, reading_of
 from pipelines.reading import captions_of
@@ -229,12 +229,12 @@ def odd_input(seen: Seen) -> list[tuple[str, str]]:
         return []
     frames = value if seen.reading.clips else value[None]
     black = int((frames.reshape(len(frames), -1).max(axis=1) <= DARK).sum())
-    found = [("black", f"{black} of {len(frames)} frames are black")] if 2 * black >= len(frames) else []
+    found = [("black", f"{black} of {count_of(len(frames), 'frame')} black")] if 2 * black >= len(frames) else []
     shown = len(seen.read.indices) == len(frames)
     other = np.diff(seen.read.indices) != 0 if shown else np.ones(len(frames) - 1, bool)  # else one frame, shown again
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).reshape(len(frames) - 1, -1) if len(frames) > 1 else None
     if change is not None and other.any():
         still = int((change[other].mean(axis=1) < SAME_FRAME).sum())
         if 2 * still >= other.sum():
-            found.append(("frozen", f"{still} of {other.sum()} frames equal the one before"))
+            found.append(("frozen", f"{still} of {count_of(other.sum(), 'frame')} like the one before"))
     return found

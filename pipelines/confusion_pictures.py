@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from heads.metrics import predicted_classes
 from pipelines.evaluated_clips import ClipScorer
 from pipelines.pictures import class_name, pyplot, save_figure
@@ -136,7 +136,8 @@ def _draw_gains(path: Path, found: np.ndarray, clips: int, names: Sequence[str],
     if left_out:
         axis.axhline(ENDS - 0.5, color="gray", linestyle=":", linewidth=1)
         axis.annotate(
-            f"{left_out} classes between", (0.985, ENDS - 0.5), xycoords=("axes fraction", "data"), fontsize=7,
+            f"{count_of(left_out, 'class', 'classes')} between", (0.985, ENDS - 0.5),
+            xycoords=("axes fraction", "data"), fontsize=7,
             ha="right", va="center", color="gray", backgroundcolor="white",
         )  # fmt: skip
     axis.set_yticks(places, [f"{class_name(names, c)} ({found[c, 0]})" for c in order], fontsize=8)

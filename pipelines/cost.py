@@ -141,8 +141,14 @@ def _measured(forward: Callable[[], None], device) -> Cost:
 
 def counted(forward: Callable[[], object]) -> tuple:
     """(what `forward` returns, the multiply-adds of doing it)."""
-    from torch.utils.flop_counter import FlopCounterMode
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    def convolution(x_shape, w_shape, *rest, out_shape=None, **options) -> int:
+        return conv_flop_count(x_shape, w_shape, out_shape)
+
+    # Networks call oneDNN's convolution by name (`extract.networks.layers`), which torch's counter does not know.
+    known = {torch.ops.aten.mkldnn_convolution: convolution}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         found = forward()
     return found, counter.get_total_flops() // 2

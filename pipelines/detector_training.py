@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from extract.datasets import Dataset, load_dataset
 from extract.datasets.epic_csv import find_csv
 from extract.networks import create_network, network_spec, weights_options
@@ -199,9 +199,11 @@ def train_detector(
     }
     run, resumed = start_run(Path(out or Path("runs") / f"{name}-{loaded.name.replace(':', '-')}-s{seed}"), facts)
     task = DetectorTask(run, net.to(device), config, reader, fitted, validation, seed)
-    say(f"training: {len(fitted)} frames with {len(fitted.boxes)} boxes of {classes - 1} classes")
+    boxes = f"{count_of(len(fitted.boxes), 'box', 'boxes')} of {count_of(classes - 1, 'class', 'classes')}"
+    say(f"training: {count_of(len(fitted), 'frame')} with {boxes}")
     if validation is not None:
-        say(f"validation: {len(validation)} frames with {len(validation.boxes)} boxes")
+        boxes = count_of(len(validation.boxes), "box", "boxes")
+        say(f"validation: {count_of(len(validation), 'frame')} with {boxes}")
     train(Loop(run, task, config, seed=seed, device=device, world=world, progress=progress), resumed, say)
     return run.path
 
@@ -270,7 +272,9 @@ class BoxedFrames:
     def line(self, step_s: float) -> str:
         """What to tell the person about how boxes and frames meet."""
         away = np.abs(self.offset_s)
-        line = f"{len(self)} frames with boxes, {1000 * away.mean():.0f} ms from their annotation on average"
+        line = (
+            f"{count_of(len(self), 'frame')} with boxes, {1000 * away.mean():.0f} ms from their annotation on average"
+        )
         if away.mean() > step_s / 20:
             line += (
                 f", at most {1000 * away.max():.0f}: a store of frames with a smaller --hop than {step_s:g} s would"
@@ -340,7 +344,7 @@ def readable_frames(frames: BoxedFrames, reader: FrameReader, allow_incomplete: 
             " or leave them out: --allow-incomplete"
         )
     if not good.all():
-        say(f"left out: {int((~good).sum())} frames with boxes whose rows hold no image")
+        say(f"left out: {count_of((~good).sum(), 'frame')} with boxes without an image in the store")
     return frames.take(good)
 
 

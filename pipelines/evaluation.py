@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from heads import metrics
 from pipelines.devices import autocast, pick_device, to_device
 from pipelines.evaluated_clips import ClipScorer, class_counts, clips_of
@@ -57,7 +57,7 @@ SCORERS = {
 # Kind of run -> what gives the figures of one that does not score clips; the same arguments and allow_seen.
 EVALUATORS = {
     "detector": "pipelines.base_evaluation:detector_figures_of",
-    "sampler": "pipelines.evaluation:_sampler_figures",
+    "sampler": "pipelines.sampler_evaluation:evaluate_sampler",
     "retrieval": "pipelines.retrieval_training:evaluate_retrieval",
 }
 
@@ -139,14 +139,14 @@ def check_labelled(scorer: ClipScorer, split: str) -> None:
     """Raises UserError where clips lack a label that the run names."""
     unlabelled = scorer.clips.unlabelled(scorer.classes)
     if unlabelled:
-        raise UserError(f"split {split!r} has {unlabelled} clips without labels: no figures")
+        raise UserError(f"split {split!r} has {count_of(unlabelled, 'clip')} without labels: no figures")
 
 
 def write_figures(run: Run, split: str, epoch: int, found: dict) -> dict:
     """Figures of a split with what they are of, written beside the run's own."""
     result = {"split": split, "epoch": epoch, **found, "features": run.features}
     result["unknown_ancestors"] = unknown_ancestors(run.facts["lineage"])
-    run.write_json(f"metrics_{split.replace(':', '-')}.json", result)
+    run.write_json(run.metrics_path(split).name, result)
     return result
 
 
@@ -168,12 +168,6 @@ def head_scorer(run: Run, split: str, *, stores, place, device, allow_incomplete
         score=lambda: scores_at_test(head.to(device), dataset, split, device, precision=precision, progress=progress),
         figures=lambda scores: figures(scores, dataset, prior),
     )
-
-
-def _sampler_figures(run: Run, split: str, *, place, **options) -> dict:
-    from pipelines.sampler_training import evaluate_sampler
-
-    return evaluate_sampler(run, split, **options)
 
 
 def _function(name: str):

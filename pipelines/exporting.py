@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from pipelines.formats import Context, Sequence, check_options, find_format
 from stores import ABSENT, OK, STATUS_NAMES, Store, open_store
 from stores.manifest import PADDED, readable_json, storage_errors, sync_folder, temporary_beside
@@ -87,7 +87,8 @@ def export_features(
             sync_folder(out.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    announce(f"{out}: {len(names):,} videos, {sum(len(r) for found in rows.values() for r in found.values()):,} rows")
+    n = sum(len(r) for found in rows.values() for r in found.values())
+    announce(f"{out}: {count_of(len(names), 'video')}, {count_of(n, 'row')}")
     return out
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from extract.decode import VideoError
 from extract.networks import create_network
 from pipelines.added_arrays import with_arrays
@@ -84,41 +84,51 @@ class Report:
     def summary(self) -> str:
         """A few lines for a person."""
         if not (self.computed or self.copied or self.failed_now or self.pending) and self.complete:
-            lines = [f"{self.store}: nothing to do, all {self.rows - self.absent:,} rows are there"]
+            lines = [
+                f"{self.store}: nothing to do, all {count_of(self.rows - self.absent, 'row is', 'rows are')} there"
+            ]
         else:
             rate = f" ({self.computed / self.seconds:.1f} rows/s)" if self.seconds and self.computed else ""
-            lines = [f"{self.store}: computed {self.computed:,} rows{rate}, {self.done_before:,} were there"]
+            there = count_of(self.done_before, "was there", "were there")
+            lines = [f"{self.store}: computed {count_of(self.computed, 'row')}{rate}, {there}"]
         if self.sealed is not None:
             lines[0] += f"; sealed as version {self.sealed}"
-        lines += [f"  {count:,} rows copied from {source}" for source, count in self.copied.items()]
+        lines += [f"  {count_of(count, 'row')} copied from {source}" for source, count in self.copied.items()]
         if self.absent:
-            lines.append(f"  {self.absent:,} rows are absent: their videos have nothing of the kind there")
+            absent = count_of(self.absent, "row is absent: its video has", "rows are absent: their videos have")
+            lines.append(f"  {absent} nothing of the kind there")
         for reason, count in self.failed.items():
             example = next((line for code, line in self.failed_now.values() if code == reason), None)
-            lines.append(f"  {count:,} rows failed: {reason}" + (f" (such as: {example})" if example else ""))
+            lines.append(f"  {count_of(count, 'row')} failed: {reason}" + (f" (such as: {example})" if example else ""))
         if self.failed and not self.failed_now:
             lines.append("  they are not tried again; after mending the videos use --retry-failed")
         if self.missing_videos and self.pending:
-            lines.append(f"  {len(self.missing_videos)} videos are not on disk: {some_of(self.missing_videos)}")
+            missing = count_of(len(self.missing_videos), "video is", "videos are")
+            lines.append(f"  {missing} not on disk: {some_of(self.missing_videos)}")
         if self.videos_without_rows:
-            lines.append(f"  {len(self.videos_without_rows)} videos have no rows in this store:")
+            without = count_of(len(self.videos_without_rows), "video has", "videos have")
+            lines.append(f"  {without} no rows in this store:")
             lines += [f"    {video}: {why}" for video, why in list(self.videos_without_rows.items())[:10]]
             lines.append("    once they can be read, run again: the store is extended by their rows")
         if self.changed_videos:
+            changed = count_of(len(self.changed_videos), "video")
             lines.append(
-                f"  {len(self.changed_videos)} videos changed since their rows were computed, which are left as"
+                f"  {changed} changed since their rows were computed, which are left as"
                 f" they are: {some_of(self.changed_videos)}. To compute them from the new files:"
                 f" store repair --changed {self.store}"
             )
         if self.clips_gone:
+            gone = count_of(len(self.clips_gone), "clip of the store is", "clips of the store are")
             lines.append(
-                f"  {len(self.clips_gone):,} clips of the store are not in the annotations any more; they stay, with"
-                f" their rows: {some_of(self.clips_gone)}. For a store without them give another --name"
+                f"  {gone} not in the annotations any more; they stay, with their rows:"
+                f" {some_of(self.clips_gone)}. For a store without them give another --name"
             )
         if self.lacking_arrays:
-            lines.append(f"  {self.lacking_arrays:,} rows wait for the arrays that are being added; run again to go on")
+            waiting = count_of(self.lacking_arrays, "row waits", "rows wait")
+            lines.append(f"  {waiting} for the arrays that are being added; run again to go on")
         if self.pending:
-            lines.append(f"  {self.pending:,} rows are pending" + ("; run again to go on" if self.left else ""))
+            pending = count_of(self.pending, "row is", "rows are")
+            lines.append(f"  {pending} pending" + ("; run again to go on" if self.left else ""))
         return "\n".join(lines)
 
 
@@ -157,7 +167,7 @@ def extract(
             run(features, prepare_features(sampler, features, device))
             if not stop.is_set():
                 job = replace(job, frames=sampler.choice_by(job, open_store(reports[-1].store)))
-                announce(f"{job.path}: {len(job.rows['video']):,} rows are picked")
+                announce(f"{job.path}: {count_of(len(job.rows['video']), 'row is', 'rows are')} picked")
         if stop.is_set():
             break
         run(job, network)

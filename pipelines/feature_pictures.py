@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from pipelines.pictures import COLOURS, class_name, pyplot, save_figure
 from pipelines.run_folder import Run
 from stores import ClipDataset
@@ -55,7 +55,7 @@ def feature_pictures(
         values = dataset.batch(items)[role][arrays[0]].astype(np.float32)
         values = values.reshape(len(items), -1, values.shape[-1]).mean(axis=1)
         places, labels = tsne(values), dataset.labels[label][items]
-        title = f"{Path(str(store.path)).stem}: {len(items)} clips of {split}, by {label}"
+        title = f"{Path(str(store.path)).stem}: {count_of(len(items), 'clip')} of {split}, by {label}"
         path = run.path / "pictures" / f"features_{role}.png"
         paths.append(_draw(path, places, labels, names.get(label) or (), title))
     if not paths:
@@ -70,7 +70,7 @@ def _draw(path: Path, places: np.ndarray, labels: np.ndarray, names: Sequence[st
     frequent = classes[np.argsort(-counts, kind="stable")][:COLOURED]
     rest = ~np.isin(labels, frequent)
     if rest.any():
-        others = f"{len(classes) - len(frequent)} others"
+        others = count_of(len(classes) - len(frequent), "other")
         axis.scatter(*places[rest].T, s=9, color="#cccccc", linewidths=0, label=others)
     for value, colour in zip(frequent, COLOURS, strict=False):
         of_class = labels == value

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from extract.sampling import GridSampling, clip_frames, frame_rows_at
 from extract.weights import file_hash
 from pipelines.lineage import descent
 from pipelines.planning import NOT_IN_NAMES, Job
-from pipelines.recogniser_clips import segment_positions
+from pipelines.recogniser_clips import middles, segment_positions
 from pipelines.request import Extraction
 from pipelines.run_folder import Run, open_run
 from pipelines.sampler_clips import SharedFrames
@@ -278,14 +277,16 @@ class FrameSampler:
         here = usable[clips["video"]]
         clips = {name: column[here] for name, column in clips.items()}
         clips["video"] = number[clips["video"]]
-        shared = SharedFrames(scored, _on_grid(scored, sampling), clips)
+        times = scored.rows["start_s"]
+        on_grid = np.abs(np.rint(times * sampling.fps) / sampling.fps - times) <= _SAME_S
+        shared = SharedFrames(scored, scored, clips, only=on_grid)
 
         model, _ = load_sampler(self.run, "cpu")
         head, picked_rows = model.head, []
         which = np.flatnonzero(shared.usable)
         for start in range(0, len(which), _CLIPS_AT_ONCE):
             part = which[start : start + _CLIPS_AT_ONCE]
-            rows, mask = shared.at(part, np.full((len(part), self.candidates), 0.5))
+            rows, mask = shared.at(part, middles(len(part), self.candidates))
             rows = rows[..., 0]
             distinct, place = np.unique(rows, return_inverse=True)
             vector = scored.read("vector", distinct).astype(np.float32)[place.reshape(rows.shape)]
@@ -311,7 +312,7 @@ def _centre_rows(job: Job, sampling: GridSampling, segments: int) -> dict[str, n
     clips = {name: np.asarray(job.dataset.clips[name]) for name in ("video", "start_s", "stop_s")}
     first, count = clip_frames(clips, job.durations, sampling)
     each = np.arange(segments)
-    place = np.where(count[:, None] < segments, each, segment_positions(count, np.full((len(count), segments), 0.5)))
+    place = np.where(count[:, None] < segments, each, segment_positions(count, middles(len(count), segments)))
     clip, slot = np.nonzero(place < count[:, None])
     return frame_rows_at(clips["video"][clip], first[clip] + place[clip, slot], sampling)
 
@@ -331,20 +332,6 @@ def _rows_there(job: Job, store: Store) -> tuple[np.ndarray, np.ndarray]:
 
 def _facts_of(store: Store) -> dict | str:
     return store.manifest.dataset.get("frames", "all")
-
-
-def _on_grid(store: Store, sampling: GridSampling) -> SimpleNamespace:
-    """A store as it is read, of which only the instants of another grid are visible."""
-    times = store.rows["start_s"]
-    same = np.abs(np.rint(times * sampling.fps) / sampling.fps - times) <= _SAME_S
-    return SimpleNamespace(
-        path=f"the grid of {sampling.fps:g} frames a second",
-        manifest=SimpleNamespace(recipe={"sampling": {"axis": "frame", "fps": sampling.fps}}),
-        rows=store.rows,
-        videos=store.videos,
-        visible=store.visible & same,
-        status=store.status,
-    )
 
 
 def _has_all(store: Store, names: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from extract.datasets import Dataset
 from extract.unpickle import read_pickle
 from pipelines.formats import Dump, Entry, check_options, checked, find_format, register_format, step_times
@@ -97,8 +97,8 @@ def import_features(
         store = _import_one(dump, expert, described, path, dtype)
         counts = np.bincount(store.status(), minlength=4)
         announce(
-            f"{path}: {counts[OK]:,} features of {store.manifest.arrays['vector'].row_shape[0]} values; "
-            f"{counts[ABSENT]:,} videos without {expert}, {counts[FAILED]:,} rows failed"
+            f"{path}: {count_of(counts[OK], 'feature')} of {store.manifest.arrays['vector'].row_shape[0]} values; "
+            f"{count_of(counts[ABSENT], 'video')} without {expert}, {count_of(counts[FAILED], 'row')} failed"
         )
         paths.append(path)
     return paths

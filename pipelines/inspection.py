@@ -98,11 +98,11 @@ def find_row(store: Store, clip: str, draw: int) -> int:
             at = ""
         if not at:
             raise UserError(
-                f"{store.path} has rows all along its videos: name one VIDEO@SECONDS, such as P01_01@12.5, not {clip!r}"
+                f"{store.path} has rows all along its videos: name one VIDEO@SECONDS, {_such_as(store)}, not {clip!r}"
             )
-        rows = np.flatnonzero(store.rows["video"] == store.video_index(video))
+        rows = np.flatnonzero(store.visible & (store.rows["video"] == _video_number(store, video)))
         if not len(rows):
-            raise UserError(f"{store.path} has no rows of video {video!r}")
+            raise UserError(f"{store.path} has no row of a video {video!r}; name one VIDEO@SECONDS, {_such_as(store)}")
         return int(rows[np.abs(store.rows["start_s"][rows] - time_s).argmin()])
     clips = np.flatnonzero(store.clips["id"] == clip)
     if not len(clips):
@@ -115,6 +115,24 @@ def find_row(store: Store, clip: str, draw: int) -> int:
         there = ", ".join(map(str, sorted(set(store.rows[column][of_clip].tolist()))))
         raise UserError(f"clip {clip!r} has no {column} {draw} in {store.path}; it has {there}")
     return int(rows[0])
+
+
+def _video_number(store: Store, said: str) -> int:
+    """The video of this name, else the one with this path, or this file name; -1 if there is none, or several."""
+    paths = [str(path) for path in store.videos["path"]]
+    for names in (list(map(str, store.videos["name"])), paths, [Path(path).name for path in paths]):
+        if names.count(said) == 1:
+            return names.index(said)
+    return -1
+
+
+def _such_as(store: Store) -> str:
+    """How a row of a grid is named, by one of this store."""
+    rows = np.flatnonzero(store.visible)
+    if not len(rows):
+        return "of which it has none yet"
+    row = rows[len(rows) // 2]
+    return f"such as {store.videos['name'][store.rows['video'][row]]}@{store.rows['start_s'][row]:.6g}"
 
 
 def reading_of(store: Store) -> Reading:

@@ -20,6 +20,7 @@ from pipelines.augment import centre_window, cut, random_crops
 from pipelines.find_stores import own_dataset, stored_name
 from pipelines.frame_reader import FrameReader, VideoFrames
 from pipelines.lineage import seen_by
+from pipelines.protocols import dataset_family
 from pipelines.request import feature_roots
 from stores import Store, open_store
 from stores.splits import split_mask
@@ -185,7 +186,7 @@ def _find_store(reads: str, dataset: str | None, features: Iterable[str | Path])
 
 def _asked(dataset: str) -> str:
     """How `extract` is asked for a dataset by the name that its stores bear."""
-    known = dataset == "DATASET" or dataset.partition(":")[0].partition("-")[0] in list_datasets()
+    known = dataset == "DATASET" or dataset_family(dataset) in list_datasets()
     return f"--dataset {dataset}" if known else own_dataset(dataset)
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from errors import MachineError, UserError
+from errors import MachineError, UserError, count_of
 from pipelines.devices import autocast, to_device
 from pipelines.run_folder import Run, load_tensors, save_tensors
 from pipelines.tensorboard_log import TensorBoardLog
@@ -314,9 +314,9 @@ def train(loop: Loop, resumed: bool, say) -> None:
     if resumed and loop.resume():
         epochs = loop.schedule.epochs
         if loop.epoch == epochs and (where / "metrics.json").is_file():
-            say(f"{where}: already trained for {epochs} epochs, nothing to do")
+            say(f"{where}: already trained for {count_of(epochs, 'epoch')}, nothing to do")
             return
-        within = f" and {loop.step} steps" if loop.step else ""
+        within = f" and {count_of(loop.step, 'step')}" if loop.step else ""
         say(f"{where}: going on after epoch {loop.epoch} of {epochs}{within}")
     loop.run_all(say)
 
@@ -387,9 +387,10 @@ class _Clock:
         """What this training says about feeding a faster device."""
         computing = max(self._all - self._waited, 1e-9)
         cores = sum(self.read) / computing * 10
+        share = self._waited / max(self._all, 1e-9)
         return (
-            f"waited for data {self._waited / max(self._all, 1e-9):.1%} of the time ({workers} threads); a device that"
-            f" computes ten times faster would be fed by {max(1, int(np.ceil(cores)))} cores"
+            f"waited for data {share:.1%} of the time ({count_of(workers, 'thread')}); a device that computes"
+            f" ten times faster would be fed by {count_of(max(1, int(np.ceil(cores))), 'core')}"
         )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from extract.audio import AUDIO_RULE
 from extract.datasets import Dataset, load_dataset, missing_videos, select_split
 from extract.decode import DECODE_RULE, VideoError, quick_probe
@@ -281,12 +281,13 @@ def plan_extraction(
         if not (job.path / "zarr.json").exists():  # the units of one that is there are cut already
             check_size(len(job.rows["video"]), job.layout.unit_rows, job.path)
         announce(
-            f"{job.path}: {len(job.rows['video']):,} rows in {job.n_units:,} units,"
+            f"{job.path}: {count_of(len(job.rows['video']), 'row')} in {count_of(job.n_units, 'unit')},"
             f" {readable_bytes(job.bytes)} before compression"
         )
         if job.missing:
             announce(
-                f"  {len(job.missing)} of {len(dataset.videos['name'])} videos are not on disk: {some_of(job.missing)}"
+                f"  {len(job.missing)} of {count_of(len(dataset.videos['name']), 'video')} not on disk:"
+                f" {some_of(job.missing)}"
             )
         if request.for_head in SAMPLER_HEADS and (line := _unknown_logits(job)):
             announce(line)
@@ -304,7 +305,8 @@ def _unknown_logits(job: Job) -> str:
         return ""
     return (
         f"  warning: its logits name {n} classes, as no label of {job.dataset.name} does. Train it first: cli.py"
-        f" train-recogniser --backbone {job.spec.name}, and then --weights {job.spec.name}=RUN"
+        f" train-recogniser --dataset {job.dataset.name} --backbone {job.network} --target LABEL --out RUN, and then"
+        f" --weights {job.spec.name}=RUN"
     )
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from errors import UserError
 from extract.datasets import load_dataset
 from extract.decode import FrameError, VideoError, open_source
-from heads import get_head
 from pipelines.evaluation import Place, open_scorer
 from pipelines.find_stores import own_dataset
 from pipelines.frame_reader import FrameReader
-from pipelines.pictures import attention_pictures, training_curve
+from pipelines.pictures import FrameAt, attention_pictures, training_curve
+from pipelines.retrieval_examples import Footage
 from pipelines.run_folder import Run, open_run
+from stores.splits import split_column
 
 __all__ = ["PICTURES", "Sources", "frames_of", "plot_run"]
 
@@ -42,11 +43,16 @@ class Sources:
 
     @cached_property
     def split(self) -> str:
-        """The wanted one, or val, or train where there is no val."""
+        """The wanted one, or val, or train where there is no val (of captions test before train), in the scheme of the
+        training."""
         if self.wanted_split or not self.stores:
             return self.wanted_split or "val"
-        parts = {str(part) for part in next(iter(self.stores.values())).clips.get("split", ())}
-        return "val" if "val" in parts else "train"
+        scheme = self.run.facts["training"].get("scheme")
+        prefix = f"{scheme}:" if scheme else ""
+        clips = next(iter(self.stores.values())).clips
+        parts = {str(part) for part in clips.get(split_column(f"{prefix}val"), ())}
+        usual = ("val", "test") if self.run.kind == "retrieval" else ("val",)
+        return prefix + next((part for part in usual if part in parts), "train")
 
     @cached_property
     def class_names(self) -> Mapping[str, Sequence[str]]:
@@ -70,10 +76,29 @@ class Sources:
             raise
         return frames_of(dataset)
 
+    def frames_if_any(self, without: str) -> FrameAt | None:
+        """`frame_at`, or None with a line that says why, and what is drawn without frames."""
+        try:
+            return self.frame_at
+        except UserError as error:
+            self.say(f"{without}: {error}")
+            return None
+
     @property
     def of_clips(self) -> dict:
         """Arguments of pictures that show clips of a head's stores."""
         return {"frame_at": self.frame_at, "split": self.split, "stores": self.stores}
+
+    @cached_property
+    def footage(self) -> Footage:
+        """Frames as far as they can be had; what cannot be is told once."""
+        return Footage(self.frames_if_any("no frames of videos"), self.say)
+
+    @property
+    def of_captions(self) -> dict:
+        """Arguments of pictures that show captions and clips of a retrieval run."""
+        incomplete = self.run.facts["allow_incomplete"]
+        return {"footage": self.footage, "split": self.split, "stores": self.stores, "allow_incomplete": incomplete}
 
     def scorer(self, run: Run):
         """A run's best model on the clips of the split."""
@@ -96,6 +121,10 @@ def _attention(sources: Sources) -> list[Path]:
 
 
 def _assignment(sources: Sources) -> list[Path]:
+    if sources.run.kind == "retrieval":
+        from pipelines.alignment_pictures import alignment_pictures
+
+        return alignment_pictures(sources.run, sources.clips, **sources.of_captions)
     from pipelines.assignment_pictures import assignment_pictures
 
     incomplete = sources.run.facts["allow_incomplete"]
@@ -126,13 +155,15 @@ def _features(sources: Sources) -> list[Path]:
 def _sampler(sources: Sources) -> list[Path]:
     from pipelines.sampler_pictures import sampler_pictures
 
-    try:
-        frame_at = sources.frame_at
-    except UserError as error:
-        sources.say(f"no strips of frames: {error}")
-        frame_at = None
+    frame_at = sources.frames_if_any("no strips of frames")
     options = {"frame_at": frame_at, "split": sources.split, "stores": sources.stores}
     return sampler_pictures(sources.run, sources.clips, **options)
+
+
+def _ranking(sources: Sources) -> list[Path]:
+    from pipelines.ranking_pictures import ranking_pictures
+
+    return ranking_pictures(sources.run, sources.clips, against=sources.against, **sources.of_captions)
 
 
 PICTURES: dict[str, Callable[[Sources], list[Path]]] = {
@@ -143,13 +174,14 @@ PICTURES: dict[str, Callable[[Sources], list[Path]]] = {
     "gain": _gain,
     "features": _features,
     "sampler": _sampler,
+    "ranking": _ranking,
 }
 
 
 def usual_pictures(run: Run, against: Run | None) -> list[str]:
-    """What is drawn of a run when nobody says what: what its kind of head is looked at by."""
-    own = {"sampler": ("sampler",)}.get(run.kind, () if run.base else getattr(get_head(run.head_name), "pictures", ()))
-    return ["curve", *own, *(["gain"] if against is not None else [])]
+    """What is drawn of a run when nobody says what: what its head is looked at by."""
+    own = () if run.base else getattr(run.create_head(), "pictures", ())
+    return ["curve", *own, *(["gain"] if against is not None and "ranking" not in own else [])]
 
 
 def plot_run(
@@ -169,7 +201,7 @@ def plot_run(
     """Write pictures of a run into `<run>/pictures` and return their paths.
 
     what: names in `PICTURES`; by default the training curve, and what a head is looked at by (attention over boxes,
-    assignment maps), and with `against` the gain over that run.
+    assignments, what a sampler picks, what a retrieval head finds), and with `against` the gain over that run.
     dataset, data, videos: where the frames come from, by default the dataset that the run's stores name.
     stores: {role: store or path} of those that have moved since the training.
     split: by default val, or train where there is no val.

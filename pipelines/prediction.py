@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from heads import metrics
 from pipelines.evaluated_clips import ClipScorer
 from pipelines.evaluation import check_labelled, check_lineage, open_scorer, predicted_rows, scored_figures
@@ -36,15 +36,20 @@ def predict(run: str | Path, split: str = "val", *, out: str | Path | None = Non
     out: the file [<run>/scores_<split>.npz]. options: as for `pipelines.evaluate`.
 
     Returns {"run", "file", "split", "epoch", "labels": {name: classes}, "clips", "coverage", "filled": ids of the clips
-    without features}: those get the frequencies of the training clips.
+    without features}: those get the frequencies of the training clips. Of a retrieval run, the similarities of captions
+    and clips, see `pipelines.retrieval_scores`.
 
     Raises UserError: a run that does not score clips (a detector, a sampler), a split that is not there, and what
     opening the run raises.
     """
     run = open_run(run)
+    if run.kind == "retrieval":
+        from pipelines.retrieval_scores import predict_similarities
+
+        return predict_similarities(run, split, out=out, **options)
     scorer = open_scorer(run, split, **options)
     scores, predicted = filled(scorer.score(), scorer.counts)
-    path = Path(out) if out is not None else run.path / f"scores_{split.replace(':', '-')}.npz"
+    path = Path(out) if out is not None else run.scores_path(split)
     write_scores(path, scorer.clips, scores, predicted, split, run.path.name)
     return {
         "run": str(run.path),
@@ -173,7 +178,7 @@ def _aligned(scorer: ClipScorer, first: ClipScorer, run: Run, first_run: Run) ->
     place = {clip: i for i, clip in enumerate(own)}
     missing, more = [c for c in ids if c not in place], sorted({*own} - {*ids})
     if missing or more:
-        lines = [f"{len(missing)} clips only in {first_run.path} (first: {missing[0]})"] if missing else []
+        lines = [f"{count_of(len(missing), 'clip')} only in {first_run.path} (first: {missing[0]})"] if missing else []
         lines += [f"{len(more)} only in {run.path} (first: {more[0]})"] if more else []
         raise UserError(f"the runs score different clips: {', '.join(lines)}")
     order = np.array([place[clip] for clip in ids], np.int64)
@@ -182,7 +187,8 @@ def _aligned(scorer: ClipScorer, first: ClipScorer, run: Run, first_run: Run) ->
         differs = np.flatnonzero(labels[name][order] != column) if name in labels else []
         if len(differs):
             raise UserError(
-                f"{first_run.path} and {run.path} disagree on {name} of {len(differs)} clips (first: {ids[differs[0]]})"
+                f"{first_run.path} and {run.path} disagree on {name} of {count_of(len(differs), 'clip')}"
+                f" (first: {ids[differs[0]]})"
             )
     score = scorer.score
     return replace(scorer, score=lambda: {name: values[order] for name, values in score().items()})

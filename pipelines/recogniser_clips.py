@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from heads import metrics
 from pipelines.augment import centre_window, cut, random_crops
 from pipelines.frame_reader import FrameReader
@@ -16,7 +16,7 @@ from stores import OK, PENDING, Store
 from stores.joining import per_item
 from stores.row_cache import RowCache
 
-__all__ = ["ClipRows", "FrameInputs", "Targets", "VectorInputs", "segment_positions", "targets_of"]
+__all__ = ["ClipRows", "FrameInputs", "Targets", "VectorInputs", "middles", "segment_positions", "targets_of"]
 
 TABLE = "labels"  # target: the dataset's table of any number of labels a clip
 
@@ -95,6 +95,11 @@ def segment_positions(count: np.ndarray, u: np.ndarray) -> np.ndarray:
     return ((np.arange(segments) + u) * np.asarray(count)[:, None] / segments).astype(np.int64)
 
 
+def middles(n: int, segments: int) -> np.ndarray:
+    """u of `segment_positions` for the middle of every segment of n clips: (n, segments) float64."""
+    return np.full((n, segments), 0.5)
+
+
 class ClipRows:
     """The rows of a store on a grid (frames, or their features) that lie in each annotated clip, in time order.
 
@@ -128,9 +133,9 @@ class ClipRows:
         offsets = np.concatenate([[0], np.cumsum(count)])
         pending = int((status[rows] == PENDING).sum())
         if pending and not allow_incomplete:
+            waiting = count_of(pending, "row of its clips is", "rows of its clips are")
             raise UserError(
-                f"{store.path}: {pending} rows of its clips are still pending: run extract again, or leave them out"
-                " with --allow-incomplete"
+                f"{store.path}: {waiting} still pending: run extract again, or leave them out with --allow-incomplete"
             )
         ok = status[rows] == OK
         self.count = per_item(ok, offsets)

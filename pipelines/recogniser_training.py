@@ -24,12 +24,12 @@ from pipelines.augment import Crops
 from pipelines.labelled_clips import ClipSource, clip_source, source_of, validation_clips
 from pipelines.lineage import descent, refuse_random, without_random
 from pipelines.loop import Loop, Schedule, check_fit, shuffled_batches, train
+from pipelines.needed_arrays import array_of
 from pipelines.provenance import run_facts
-from pipelines.recogniser_clips import ClipRows, FrameInputs, Targets, VectorInputs, targets_of
+from pipelines.recogniser_clips import ClipRows, FrameInputs, Targets, VectorInputs, middles, targets_of
 from pipelines.request import parse_settings as parse_options
 from pipelines.run_folder import Run, start_run, store_facts
 from pipelines.settings import parse_settings, settings_of
-from pipelines.training import array_of
 from pipelines.world import take_place
 from stores import Store, open_store, prefetch
 
@@ -131,6 +131,7 @@ def train_recogniser(
     if vectors is not None and (frames is not None or tuple(option)):
         raise UserError("--frames and --option are for training a network; --vectors is what one has said already")
     config = RecogniserConfig(**STRATEGIES[strategy] | parse_settings(set, settings_of(RecogniserConfig), epochs))
+    options = _frame_options(backbone, weights, option) if vectors is None else {}
 
     # The clips, their labels and their rows.
     if vectors is None:
@@ -152,7 +153,7 @@ def train_recogniser(
     device, world, say = take_place(device, say)
     torch.manual_seed(seed)
     if vectors is None:
-        inputs, model, made = _frame_model(backbone, source, targets, config, seed, device, weights, option)
+        inputs, model, made = _frame_model(backbone, source, targets, config, seed, device, weights, options)
     else:
         inputs, model, made = _vector_model(store, rows, fitted, targets, config, device, weights, say)
 
@@ -255,7 +256,7 @@ def segment_scores(
     there = np.flatnonzero(rows.count[which] > 0)
     if not len(there):
         return out
-    u = np.full((len(there), config.test_segments), 0.5)
+    u = middles(len(there), config.test_segments)
     wanted, place = np.unique(rows.at(which[there], u), return_inverse=True)
     parts = [wanted[i : i + ROWS_AT_ONCE] for i in range(0, len(wanted), ROWS_AT_ONCE)]
     shown = prefetch(inputs, parts, config.workers, config.ahead)
@@ -288,25 +289,31 @@ class _Made:
         return tensors | {f"{beside}.weight": weight, f"{beside}.bias": bias}
 
 
-def _frame_model(backbone, source: ClipSource, targets: Targets, config, seed: int, device: str, weights, option):
+def _frame_options(backbone: str, weights: str | None, option: Iterable[str]) -> dict[str, Any]:
+    """A frame network's options, all but its resize. Raises UserError for one that cannot be trained here."""
+    given = parse_options(tuple(option))
+    if "resize" in given:
+        raise UserError("what the network sees is the frames store's resize, cropped: say --set crop=SHARE")
+    options = weights_options(backbone, weights) | given
+    spec = network_spec(backbone, **options)
+    if spec.reads != "rgb_frame" or "vector" not in spec.outputs:
+        raise UserError(f"{backbone} is no frame network: a recogniser reads single RGB frames and gives a vector")
+    return options
+
+
+def _frame_model(backbone, source: ClipSource, targets: Targets, config, seed: int, device: str, weights, options):
     """(inputs, model, what it makes) of a network that is trained."""
     from pipelines.recogniser_model import Recogniser, own_classifier
 
     store = source.frames.store
-    given = parse_options(tuple(option))
-    if "resize" in given:
-        raise UserError("what the network sees is the frames store's resize, cropped: say --set crop=SHARE")
     resize = {key: value for key, value in store.manifest.spec["resize"].items() if value and key != "max_size"}
     if resize["mode"] not in ("squash", "short_side"):
         raise UserError(
             f"{source.where}: its frames have any size; make some with --option resize=... of squash or short_side"
         )
     resize["crop"] = max(1, round(config.crop * (resize.get("crop") or resize["size"])))
-    options = weights_options(backbone, weights) | given | {"resize": resize}
-    spec = network_spec(backbone, **options)
-    if spec.reads != "rgb_frame" or "vector" not in spec.outputs:
-        raise UserError(f"{backbone} is no frame network: a recogniser reads single RGB frames and gives a vector")
-    if source.frames.channels != spec.channels:
+    options = options | {"resize": resize}
+    if source.frames.channels != network_spec(backbone, **options).channels:
         raise UserError(f"{source.where} holds flow, {backbone} reads RGB frames")
     network = create_network(backbone, weights, **options).to(device, config.precision)
     model = Recogniser(

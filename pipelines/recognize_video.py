@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipelines.devices import to_device
 from pipelines.extraction import decoder_threads, default_decode_workers
 from pipelines.frames import decode_rows
 from pipelines.known_rows import KnownVideo, Video, same_windows
-from pipelines.recogniser_clips import segment_positions
+from pipelines.recogniser_clips import middles, segment_positions
 from pipelines.recognize_networks import ARRAYS, RECOGNISER, ROLES, SAMPLER, Recogniser
 from stores import FAILED, OK
 
@@ -118,7 +119,20 @@ class Looked:
         resizes = list(dict.fromkeys(self.recogniser.parts[role].resize for role in roles))
         for resize in resizes:
             self.frames.setdefault(resize, [None] * len(self.times_s))
-        with self.timed(clock), self._open() as source:
+        device = self.recogniser.device
+        cores = decoder_threads(1 if device == "cpu" else default_decode_workers(device))
+        with self.timed(clock):
+            with self._open(cores) as source:
+                starts = np.r_[0, np.flatnonzero(source.seeks(source.at(self.times_s[places])[0]))]
+            # A stretch is decoded by one core: threads of one decoder wait for one another at every seek.
+            cuts = [stretches[0] for stretches in np.array_split(starts, cores) if len(stretches)]
+            parts = np.split(places, cuts[1:])
+            with ThreadPoolExecutor(len(parts)) as pool:
+                for done in [pool.submit(self._decode, part, resizes, cores // len(parts)) for part in parts]:
+                    done.result()
+
+    def _decode(self, places: np.ndarray, resizes: Sequence[Resize], threads: int) -> None:
+        with self._open(threads) as source:
             times = self.times_s[places][:, None]
             # Each reader moves one frame at a time: what the first one decodes, the others find decoded.
             readers = [decode_rows(source, places, times, resize) for resize in resizes]
@@ -136,7 +150,7 @@ class Looked:
         both = np.flatnonzero(same_windows(heavy[0], heavy[1], light[0], light[1]) >= 0)
         n = self.recogniser.head.config.frames
         if len(both) > n:
-            both = both[segment_positions(np.array([len(both)]), np.full((1, n), 0.5))[0]]
+            both = both[segment_positions(np.array([len(both)]), middles(1, n))[0]]
         if not len(both):
             raise VideoError(
                 "empty", f"{self.key}: none of its {duration_s:.3f} s is an instant that both networks see"
@@ -162,13 +176,10 @@ class Looked:
     def _unseen(self, role: str, which: np.ndarray) -> np.ndarray:
         return which & self.there & np.isnan(self.values[role][:, 0])
 
-    def _open(self):
+    def _open(self, threads: int = 1):
         if self.video.path is None:
             raise VideoError("missing", f"{self.key}: what stores know of it is not enough, and there is no file")
-        device = self.recogniser.device
-        workers = 1 if device == "cpu" else default_decode_workers(device)
-        decoder = self.recogniser.parts[SAMPLER].decoder
-        return open_source(self.video.path, decoder=decoder, threads=decoder_threads(workers))
+        return open_source(self.video.path, decoder=self.recogniser.parts[SAMPLER].decoder, threads=threads)
 
     @contextlib.contextmanager
     def timed(self, what: str):

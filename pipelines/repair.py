@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import MachineError, UserError
+from errors import MachineError, UserError, count_of
 from extract.datasets import Dataset, missing_videos
 from extract.networks import network_spec
 from extract.sampling import GRID_AXES, ClipSampling, sampling_from
@@ -68,12 +68,15 @@ class RepairReport:
         if not (did or self.left or self.changed_videos or self.pending or self.failed):
             return f"{self.store}: nothing to repair"
         lines = [
-            f"{self.store}: {len(self.rebuilt):,} files restored, {self.lost:,} rows had lost their values,"
-            f" {self.computed:,} rows computed" + (f"; sealed as version {self.sealed}" if self.sealed else "")
+            f"{self.store}: {count_of(len(self.rebuilt), 'file')} restored, {count_of(self.lost, 'row')} had lost"
+            f" their values, {count_of(self.computed, 'row')} computed"
+            + (f"; sealed as version {self.sealed}" if self.sealed else "")
         ]
-        lines += [f"  {count:,} rows fail: {reason}" for reason, count in self.failed.items()]
+        lines += [f"  {count_of(count, 'row fails', 'rows fail')}: {reason}" for reason, count in self.failed.items()]
         if self.pending:
-            lines.append(f"  {self.pending:,} rows are pending; {len(self.missing_videos)} videos are not on disk")
+            pending = count_of(self.pending, "row is", "rows are")
+            missing = count_of(len(self.missing_videos), "video is", "videos are")
+            lines.append(f"  {pending} pending; {missing} not on disk")
         if self.changed_videos:
             lines.append(f"  videos that changed: {', '.join(self.changed_videos[:10])}")
         lines += [f"  cannot be made again: {what}" for what in self.left[:10]]

@@ -80,7 +80,7 @@ def reproduce(
         if not _same_rows(original, role, found[role]):
             raise UserError(
                 f"{found[role].path} has other rows than the {role} store that {original.path} was trained on; say"
-                f" where that is with --{role} PATH"
+                f" where that is with {original.moved_option(role)}"
             )
         say(f"{role}: {found[role].path}")
         if found[role].manifest.seal != facts["stores"][role]["seal"]:
@@ -150,7 +150,7 @@ def find_by_recipe(run: Run, role: str, features: Iterable[str | Path] = ()) -> 
     where = ", ".join(str(root) for root in roots)
     raise UserError(
         f"{run.path}: its {role} store is not at {fact['path']}, and no store of {dataset} under {where} has its"
-        f" recipe and rows; say where it is with --{role} PATH, or extract it again"
+        f" recipe and rows; say where it is with {run.moved_option(role)}, or extract it again"
     )
 
 
@@ -253,9 +253,26 @@ def _detector(run: Run, stores: Mapping[str, Store], weights, place: Place, opti
     )
 
 
+def _retrieval(run: Run, stores: Mapping[str, Store], weights, place: Place, options: dict) -> None:
+    from pipelines.retrieval_training import FROM_STORES, TEXT, train_retrieval
+
+    config = {k: v for k, v in run.facts["head"]["config"].items() if k not in FROM_STORES}
+    end_to_end = "network" in run.facts
+    train_retrieval(
+        run.head_name,
+        text=run.facts["network"]["name"] if end_to_end else stores[TEXT],
+        weights=_weights(run, weights) if end_to_end else None,
+        experts={role: store for role, store in stores.items() if role != TEXT},
+        allow_random=True,
+        **{**options, "set": {**options["set"], **config}},
+        **_leave(run),
+    )
+
+
 _TRAININGS = {
     "head": _head,
     "sampler": _sampler,
+    "retrieval": _retrieval,
     "backbone": _backbone,
     "recogniser": _recogniser,
     "detector": _detector,

@@ -131,7 +131,7 @@ class Extraction:
 
     @property
     def feature_roots(self) -> list[Path]:
-        return feature_roots(self.features)
+        return feature_roots(self.features, written=True)
 
 
 def parse_settings(settings: Sequence[str]) -> dict:
@@ -148,10 +148,13 @@ def parse_settings(settings: Sequence[str]) -> dict:
     return found
 
 
-def feature_roots(given: tuple[str | Path, ...] = ()) -> list[Path]:
+def feature_roots(given: tuple[str | Path, ...] = (), *, written: bool = False) -> list[Path]:
     """The feature roots in order: those given, else CLIPBANK_FEATURES (path-separated), else ./features.
 
-    Raises `UserError` for an address: what is looked through, and written, are folders.
+    written: the first is made where it is not there yet.
+
+    Raises `UserError` for an address, as what is looked through, and written, are folders; for a given folder that is
+    not there.
     """
     named = [str(root) for root in given] or [os.environ.get("CLIPBANK_FEATURES", "")]
     if address := next((root for root in named if re.search(r"(^|:)(https?|s3):/", root)), None):
@@ -160,7 +163,11 @@ def feature_roots(given: tuple[str | Path, ...] = ()) -> list[Path]:
             " here copy them first: clipbank store copy ADDRESS/NAME.zarr FOLDER/DATASET/NAME.zarr"
         )
     if given:
-        return [Path(root) for root in given]
+        roots = [Path(root) for root in given]
+        made = roots[:1] if written else []
+        if lacking := [str(root) for root in roots if root not in made and not root.is_dir()]:
+            raise UserError(f"--features {lacking[0]}: no such folder")
+        return roots
     listed = [root for root in os.environ.get("CLIPBANK_FEATURES", "").split(os.pathsep) if root]
     return [Path(root) for root in listed] or [Path("features")]
 

@@ -161,6 +161,11 @@ class Pairs:
         batch = self.videos.batch(self.columns[columns])
         return {name: {array: batch[name][array], "mask": batch[name]["mask"]} for name, array in self.arrays.items()}
 
+    def times_s(self, columns: np.ndarray) -> dict[str, np.ndarray]:
+        """{expert: (B, L, 2)} seconds of the row of each token that `experts` gives, NaN where unknown."""
+        batch = self.videos.batch(self.columns[columns])
+        return {name: batch[name]["time_s"] for name in self.arrays}
+
     def texts(self, items: np.ndarray) -> dict[str, np.ndarray]:
         """{"tokens" or "ids", "mask"} of captions, by their items."""
         return self.text.batch(self.rows[items])

@@ -37,6 +37,7 @@ from pipelines.request import feature_roots
 from pipelines.retrieval_clips import CachedTokens, Captions, Pairs, TokenIds, expert_array
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.settings import parse_settings, part_of, settings_of
+from pipelines.world import take_place
 from stores import Store, open_store
 from stores.joining import same_dataset
 from stores.splits import split_column
@@ -133,12 +134,18 @@ def train_retrieval(
     if (own := same_dataset(stores)) != (dataset or own):
         raise UserError(f"--dataset {dataset}: the stores are of {own}")
     refuse_random(stores, allow_random)
+    for line in _declared(stores):
+        say(line)
     chosen = parse_settings(set, settings_of(RetrievalSchedule) | settings_of(head_class.Config, FROM_STORES), epochs)
     if name == "t2vlad" and own.startswith("activitynet_captions"):
         chosen.setdefault("clusters", 16)  # long videos (section 6.3.1)
     chosen = SCHEDULES.get(chosen.get("preset"), {}) | chosen
     schedule = RetrievalSchedule(**part_of(chosen, RetrievalSchedule))
-    device, module = pick_device(device), None
+    (device, world, say), module = take_place(device, say), None
+    if world.size > 1:
+        raise UserError(
+            f"{name} is trained by one process: its loss compares every caption of a batch with every clip of it"
+        )
     if network is not None:
         options = {"max_tokens": schedule.text_tokens} if schedule.text_tokens else {}
         module = create_network(network, weights, **options).to(device, "fp32")
@@ -178,6 +185,8 @@ def train_retrieval(
     out = Path(out or Path("runs") / f"{name.rpartition(':')[2]}-{own.replace(':', '-')}-s{seed}")
     run, resumed = start_run(out, facts)
     say(f"training: {len(fitted.columns)} clips with {len(fitted)} captions; experts: {', '.join(config.experts)}")
+    for role in (role for role, n in fitted.videos.coverage()["present"].items() if not n):
+        say(f"warning: {stores[role].path} ({role}) has nothing of any clip of split {schedule.split(fit)}")
     task = RetrievalTask(run, model, schedule, fitted, validation, seed, device)
     train(Loop(run, task, schedule, seed=seed, device=device, progress=progress), resumed, say)
     return run.path
@@ -277,7 +286,11 @@ def evaluate_retrieval(
     allow_seen: bool = False,
     progress: bool = True,
 ) -> dict:
-    """`pipelines.evaluate` of a run that `train_retrieval` made; the figures of `retrieval_model.ranked`."""
+    """`pipelines.evaluate` of a run that `train_retrieval` made; the figures of `retrieval_model.ranked`.
+
+    Texts and videos are embedded in the precision of the run's schedule, as its validation embedded them, and compared
+    in float32: on the same clips the figures are the same.
+    """
     from pipelines.evaluation import check_lineage, write_figures
     from pipelines.retrieval_model import ranked
 
@@ -285,7 +298,7 @@ def evaluate_retrieval(
     model, data, metadata = open_retrieval(run, stores, device, allow_incomplete)
     pairs = data.pairs(split)
     check_lineage(run, _clips_of(pairs), split, allow_seen)
-    return write_figures(run, split, metadata["epoch"], ranked(model, pairs, device))
+    return write_figures(run, split, metadata["epoch"], ranked(model, pairs, device, data.schedule.precision))
 
 
 # --- what is trained on what ---
@@ -296,7 +309,7 @@ class _Data:
 
     def __init__(self, stores: Mapping[str, Store], network, schedule: RetrievalSchedule, seed, allow_incomplete):
         self.experts = {role: store for role, store in stores.items() if role != TEXT}
-        self.schedule, self.seed, self.allow_incomplete = schedule, seed, allow_incomplete
+        self.network, self.schedule, self.seed, self.allow_incomplete = network, schedule, seed, allow_incomplete
         if network is None:
             self.captions = Captions.of(stores[TEXT])
             self.text = CachedTokens(stores[TEXT], self.captions, allow_incomplete, KEEP_BYTES)
@@ -338,6 +351,16 @@ def _validation(data: _Data, fit: str, lineage, say) -> Pairs | None:
         say(f"no validation: {seen}")
         return None
     return pairs
+
+
+def _declared(stores: Mapping[str, Store]) -> list[str]:
+    """A line for each store of features that others made: what they say of them."""
+    lines = []
+    for role, store in stores.items():
+        if made := store.manifest.recipe.get("imported"):
+            said = ", ".join(f"{name} {value}" for name, value in made["declared"].items() if name != "content")
+            lines.append(f"{role}: imported from {made['from']} ({made['expert']}; {said}): declared, not verified")
+    return lines
 
 
 def _shapes(role: str, store: Store) -> dict[str, tuple[int, ...]]:

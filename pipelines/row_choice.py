@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from pipelines.planning import Job
 from pipelines.reading import captions_of
 from pipelines.request import Extraction
@@ -53,7 +53,8 @@ def grown(store: Store, job: Job, announce: Callable[[str], None], leave_out: Se
     if not fresh.any():
         return store
     videos = len(set(job.dataset.videos["name"]) - set(store.videos["name"]))
-    announce(f"{job.path}: extending by {fresh.sum():,} rows" + (f", {videos} videos are new" if videos else ""))
+    new = count_of(videos, "video is", "videos are")
+    announce(f"{job.path}: extending by {count_of(fresh.sum(), 'row')}" + (f", {new} new" if videos else ""))
     facts = {**job.dataset_facts, "draws": max(job.draws, store.manifest.dataset.get("draws") or 0)}
     if "test_clips" in store.manifest.dataset:
         facts["test_clips"] = store.manifest.dataset["test_clips"]
@@ -90,7 +91,7 @@ def _found(store: Store, job: Job) -> np.ndarray:
     if len(moved):
         ids = [job.dataset.clips["id"][i] if i >= 0 else "" for i in mine["clip"][moved[:10]]]
         raise UserError(
-            f"{job.path}: {len(moved):,} annotations moved under the same clip id (such as"
+            f"{job.path}: {count_of(len(moved), 'annotation')} moved under the same clip id (such as"
             f" {', '.join(map(repr, ids))}); its rows are true to the old ones. Extract under another --name"
         )
     return found

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """head (of clips), sampler, backbone, recogniser or detector."""
+        """head (of clips), sampler, retrieval, backbone, recogniser or detector."""
         return self.facts.get("kind", "head")
 
     @property
@@ -126,10 +126,14 @@ class Run:
         path = self.facts["stores"][role]["path"]
         if not Path(path).exists():
             raise UserError(
-                f"{self.path}: its {role} store is not at {path} any more; say where it is now with --{role} PATH"
-                " (of evaluate, predict and plot)"
+                f"{self.path}: its {role} store is not at {path} any more; say where it is now with"
+                f" {self.moved_option(role)} (of evaluate, predict, plot and reproduce)"
             )
         return path
+
+    def moved_option(self, role: str) -> str:
+        """The option that says where the store of a role is now; experts are roles of anybody's naming."""
+        return f"--store {role}=PATH" if self.kind == "retrieval" else f"--{role} PATH"
 
     def check_store(self, role: str, store) -> None:
         """Refuses a store whose recipe is not the one that this run was trained on."""
@@ -146,6 +150,14 @@ class Run:
                 f"{store.path} is not what {self.path} was trained on ({role}): " + "; ".join(telling or lines)
             )
 
+    def metrics_path(self, split: str | None = None) -> Path:
+        """The figures that its training ended with, or those of `evaluate` on a split."""
+        return self.path / ("metrics.json" if split is None else f"metrics_{_in_names(split)}.json")
+
+    def scores_path(self, split: str) -> Path:
+        """What `predict` writes of a split where nobody says otherwise."""
+        return self.path / f"scores_{_in_names(split)}.npz"
+
     def log(self) -> list[dict]:
         """log.csv as one dict an epoch, numbers as floats; empty cells are left out."""
         if not (self.path / "log.csv").is_file():
@@ -153,14 +165,15 @@ class Run:
         with open(self.path / "log.csv", newline="") as lines:
             return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
 
-    def write_csv(self, name: str, rows: Sequence[Mapping]) -> None:
-        """Rows as lines; a column that a row lacks stays empty there."""
+    def write_csv(self, name: str, rows: Sequence[Mapping]) -> Path:
+        """Rows as lines, in the file whose path is returned; a column that a row lacks stays empty there."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_durable(self.path / name, text.getvalue().encode())
+        return self.path / name
 
     def write_json(self, name: str, value) -> None:
         write_durable(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
@@ -210,6 +223,11 @@ def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
     run = Run(path, facts)
     run.write_json("run.json", facts)
     return run, False
+
+
+def _in_names(split: str) -> str:
+    """A split (`1:test`) as file names have it: the colon is no letter of a name on every system."""
+    return split.replace(":", "-")
 
 
 def _identity(facts: dict) -> dict:

@@ -17,10 +17,15 @@ from pipelines.run_folder import Run, open_run
 __all__ = ["TableRow", "as_csv", "as_latex", "as_text", "figures_in", "find_runs", "runs_table"]
 
 _FIRST = ("verb", "noun", "action")  # in this order, before all others
-SHOWN = ("top1", "mAP", "mAP50", "mAP_first_label")  # figures of the text and LaTeX tables; the CSV has all
+# Figures of the text and LaTeX tables; the CSV has all.
+SHOWN = ("top1", "mAP", "mAP50", "mAP_first_label", "R@1", "R@5", "R@10", "MdR")
+RANKS = ("MdR", "MnR")  # figures that are no shares: median and mean rank, from 1
 # What a run.json says that is no choice of the training, or follows from others.
 _NOT_SETTINGS = ("format", "made", "seed", "lineage", "unknown_ancestors", "random_features", "trained_on", "stores")
-_COUNTS = ("epoch", "clips", "rows", "trained_clips", "training_rows", "loss", "frames", "boxes", "trained_frames")
+_COUNTS = (
+    "epoch", "clips", "rows", "trained_clips", "training_rows", "loss", "frames", "boxes", "trained_frames", "texts",
+    "videos", "experts", "trained_captions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def runs_table(runs: Iterable[Run], *, split: str | None = None, across_weights:
 
 
 def figures_in(metrics: Mapping, prefix: str = "") -> dict[str, float]:
-    """{"verb top1": 0.7, "coverage": 1.0}: the figures among what a metrics.json holds, without its counts."""
+    """{"verb top1": 0.7, "t2v R@1": 0.3, "t2v MdR": 4.0, "coverage": 1.0}: the figures among what a metrics.json holds,
+    without its counts; shares, but for `RANKS` (recalls of retrieval are percent in the file)."""
     found = {}
     for name, value in metrics.items():
         if name in _COUNTS:
@@ -87,7 +93,7 @@ def figures_in(metrics: Mapping, prefix: str = "") -> dict[str, float]:
         if isinstance(value, Mapping):
             found |= figures_in(value, f"{prefix}{name} ")
         elif isinstance(value, float | int) and not isinstance(value, bool):
-            found[f"{prefix}{name}"] = float(value)
+            found[f"{prefix}{name}"] = float(value) / (100 if name.startswith("R@") else 1)
     return found
 
 
@@ -108,12 +114,11 @@ def _identity(run: Run, across_weights: bool) -> dict:
 
 
 def _row(group: list[Run], split: str | None) -> TableRow:
-    name = "metrics.json" if split is None else f"metrics_{split.replace(':', '-')}.json"
-    finished = [run for run in group if (run.path / name).is_file()]
+    finished = [run for run in group if run.metrics_path(split).is_file()]
     # One of each seed: what `reproduce` trained again would count twice.
     by_seed = {run.facts["seed"]: run for run in sorted(finished, key=lambda run: len(run.path.name), reverse=True)}
     done = [by_seed[seed] for seed in sorted(by_seed)]
-    figures = [figures_in(json.loads((run.path / name).read_bytes())) for run in done]
+    figures = [figures_in(json.loads(run.metrics_path(split).read_bytes())) for run in done]
     shared = [key for key in (figures[0] if figures else ()) if all(key in one for one in figures)]
     first = group[0]
     return TableRow(
@@ -135,6 +140,7 @@ def _settings(run: Run) -> dict[str, object]:
     found = {key: facts[key] for key in ("strategy",) if key in facts}
     found |= facts["training"] | facts.get("head", {}).get("config", {})
     found |= {"targets": "+".join(facts["targets"])} if "targets" in facts else {}
+    found |= {"text": facts["network"]["name"]} if run.kind == "retrieval" and "network" in facts else {}
     stores = list(dict.fromkeys(Path(store["path"]).stem for store in facts["stores"].values()))
     return found | {"stores": "+".join(stores)}
 
@@ -185,23 +191,30 @@ def _facts(row: TableRow) -> dict[str, str]:
 def _cell(row: TableRow, name: str, plus_minus: str) -> str:
     if name not in row.figures:
         return "-"
-    mean, deviation = 100 * row.mean(name), 100 * row.deviation(name)
+    unit = 1 if _is_rank(name) else 100
+    mean, deviation = unit * row.mean(name), unit * row.deviation(name)
     return f"{mean:.1f}" if np.isnan(deviation) else f"{mean:.1f} {plus_minus} {deviation:.1f}"
 
 
+def _is_rank(name: str) -> bool:
+    return name.split()[-1] in RANKS
+
+
 def as_text(rows: Sequence[TableRow]) -> str:
-    """For a terminal: figures in percent, mean and standard deviation over the seeds."""
+    """For a terminal: figures in percent (ranks as they are), mean and standard deviation over the seeds."""
     names = _columns(rows, everything=False)
     lines = [[*_facts(rows[0]), *names]]
     lines += [[*_facts(row).values(), *(_cell(row, name, "±") for name in names)] for row in rows]
     used = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
     widths = {i: max(len(line[i]) for line in lines) for i in used}
     shown = ["  ".join(line[i].ljust(widths[i]) for i in used).rstrip() for line in lines]
-    return "\n".join([*shown, "", "percent; mean ± standard deviation (n - 1) over the seeds"])
+    unit = "percent, but MdR: a rank" if any(_is_rank(name) for name in names) else "percent"
+    return "\n".join([*shown, "", f"{unit}; mean ± standard deviation (n - 1) over the seeds"])
 
 
 def as_csv(rows: Sequence[TableRow]) -> str:
-    """Every figure as a share: its mean, and its standard deviation (n - 1) in `<figure> std`, empty of one run."""
+    """Every figure as a share (ranks as they are): its mean, and its standard deviation (n - 1) in `<figure> std`,
+    empty of one run."""
     names = _columns(rows, everything=True)
     text = io.StringIO()
     head = [*_facts(rows[0]), "n", *(part for name in names for part in (name, f"{name} std")), "runs"]
@@ -218,7 +231,7 @@ def as_csv(rows: Sequence[TableRow]) -> str:
 
 
 def as_latex(rows: Sequence[TableRow]) -> str:
-    """A tabular of booktabs, in percent."""
+    """A tabular of booktabs, in percent (ranks as they are)."""
     names = _columns(rows, everything=False)
     facts = [_facts(row) for row in rows]
     used = [key for key in facts[0] if any(fact[key] for fact in facts)]

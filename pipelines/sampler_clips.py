@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from extract.sampling import counter_uniform
-from pipelines.recogniser_clips import Targets, VectorInputs, segment_positions
+from pipelines.recogniser_clips import Targets, VectorInputs, middles, segment_positions
 from pipelines.training import KEEP_BYTES
 from stores import OK, PENDING, Store
 from stores.joining import positions, texts
@@ -26,6 +26,7 @@ class SharedFrames:
 
     Args:
         clips: id, video, start_s, stop_s (NaN: not known), by the sampler store's numbers of videos.
+        only: (rows of the sampler's store,) bool, those that count; None: all.
 
     Attributes:
         ids: (n_clips,) object, the clips' ids.
@@ -36,9 +37,9 @@ class SharedFrames:
         UserError: a store whose rows belong to clips; no instant that both have.
     """
 
-    def __init__(self, sampler: Store, recogniser: Store, clips):
+    def __init__(self, sampler: Store, recogniser: Store, clips, only: np.ndarray | None = None):
         self.stores = (sampler, recogniser)
-        self._rows = _same_instants(sampler, recogniser)
+        self._rows = _same_instants(sampler, recogniser, only)
         if not len(self._rows):
             raise UserError(
                 f"{sampler.path} and {recogniser.path} have no instant of a video in common: extract one of them with"
@@ -80,9 +81,9 @@ class SharedFrames:
         shown = np.cumsum(edges)[:-1] > 0
         for store, pending in zip(self.stores, self._pending, strict=True):
             if n := int((pending & shown).sum()):
+                waiting = count_of(n, "frame of these clips is", "frames of these clips are")
                 raise UserError(
-                    f"{store.path}: {n} frames of these clips are still pending: run extract again, or mask them with"
-                    " --allow-incomplete"
+                    f"{store.path}: {waiting} still pending: run extract again, or mask them with --allow-incomplete"
                 )
 
     def line(self) -> str:
@@ -90,7 +91,8 @@ class SharedFrames:
         sampler, recogniser = (int(store.visible.sum()) for store in self.stores)
         failed = int((~self._ok).sum())
         return (
-            f"frames: {len(self._rows)} instants are in both stores (of {sampler} and {recogniser})"
+            f"frames: {count_of(len(self._rows), 'instant is', 'instants are')} in both stores"
+            f" (of {sampler} and {recogniser})"
             f"{f', {failed} of them without a value in one' if failed else ''}"
         )
 
@@ -123,7 +125,7 @@ class Candidates:
     def batch(self, which: np.ndarray) -> dict:
         """Clips `which` with the middle frame of each segment, each distinct frame once: {"input": (R, ...), "place":
         (n, N) int64 into them, "mask": (n, N) bool, "logits": (n, N, classes) float32}."""
-        rows, mask = self.shared.at(which, np.full((len(which), self.frames), 0.5))
+        rows, mask = self.shared.at(which, middles(len(which), self.frames))
         distinct, place = np.unique(rows[..., 0], return_inverse=True)
         return {
             "input": self.inputs.batch(distinct),
@@ -137,14 +139,14 @@ class Candidates:
         return values.astype(np.float32).reshape(*rows.shape, -1)
 
 
-def _same_instants(sampler: Store, recogniser: Store) -> np.ndarray:
+def _same_instants(sampler: Store, recogniser: Store, only: np.ndarray | None) -> np.ndarray:
     """(P, 2) int64: rows of the two stores that are one instant of one video, by (video of the sampler, time)."""
     number = positions(texts(recogniser.videos["name"]), texts(sampler.videos["name"]))
     parts = []
     for of, store in enumerate((sampler, recogniser)):
         if (store.rows["clip"][store.visible] >= 0).any():
             raise UserError(f"{store.path}: its rows belong to clips; a sampler needs frames (extract --axis frame)")
-        row = np.flatnonzero(store.visible)
+        row = np.flatnonzero(store.visible if of or only is None else store.visible & only)
         video = store.rows["video"][row].astype(np.int64)
         video = number[video] if of else video
         times = store.rows["start_s"][row], store.rows["stop_s"][row]

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from heads import metrics
 from pipelines.cost import VideoCost, head_cost, network_cost, random_network
 from pipelines.devices import pick_device
 from pipelines.evaluation import check_lineage, write_figures
 from pipelines.labelled_clips import ClipSource, SplitOf, clip_source, source_of
+from pipelines.needed_arrays import array_of
 from pipelines.provenance import run_facts
 from pipelines.recogniser_clips import FrameInputs, Targets, VectorInputs, targets_of
 from pipelines.run_folder import Run
 from pipelines.sampler_clips import Candidates, SharedFrames
-from pipelines.training import array_of
 from stores import Store, prefetch
 
 __all__ = [
@@ -262,7 +262,8 @@ def clips_of(opened: Opened, split: str, *, allow_incomplete: bool = False, allo
     which = opened.source.split(split)
     unlabelled = int((~candidates.targets.known[which]).sum())
     if unlabelled:
-        raise UserError(f"split {split!r} has {unlabelled} clips without {candidates.targets.name} labels: no figures")
+        clips = count_of(unlabelled, "clip")
+        raise UserError(f"split {split!r} has {clips} without {candidates.targets.name} labels: no figures")
     if not candidates.shared.usable[which].any():
         raise UserError(f"{opened.source.where}: no clip of split {split!r} has frames in both stores: no figures")
     if not allow_incomplete:
@@ -276,16 +277,18 @@ def evaluate_sampler(
     split: str = "val",
     *,
     stores: Mapping[str, object] | None = None,
+    place=None,
     device: str | None = None,
     allow_incomplete: bool = False,
     allow_seen: bool = False,
     progress: bool = True,
 ) -> dict:
-    """`pipelines.evaluate` of a run that `train_sampler` or `train_joint_sampler` made.
+    """`pipelines.evaluate` of a run that `train_sampler` or `train_joint_sampler` made, which reads its stores alone,
+    whatever the `place` of its dataset.
 
     Returns what `figures` returns, with split, epoch, unknown_ancestors, "methods": the rows of `method_rows` at the
-    `margins`, "cost": what `costs` returns. Writes metrics_<split>.json, accuracy_cost.csv and
-    pictures/accuracy_cost.png too.
+    `margins`, "cost": what `costs` returns, "written": the paths of the table and the picture of them, as text. The
+    split's figures are written too (`Run.metrics_path`).
     """
     from pipelines.sampler_pictures import accuracy_cost
 
@@ -311,9 +314,7 @@ def evaluate_sampler(
         "cost": cost,
     }
     result = write_figures(run, split, opened.epoch, found)
-    run.write_csv("accuracy_cost.csv", rows)
-    accuracy_cost(run, result)
-    return result
+    return result | {"written": [str(run.write_csv("accuracy_cost.csv", rows)), str(accuracy_cost(run, result))]}
 
 
 def cached_inputs(store: Store) -> tuple[ClipSource, VectorInputs]:

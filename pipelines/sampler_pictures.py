@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from heads.published import published
 from pipelines.pictures import COLOURS, FrameAt, pyplot, save_figure
+from pipelines.protocols import dataset_family
+from pipelines.recogniser_clips import middles
 from pipelines.run_folder import Run
 
 __all__ = ["accuracy_cost", "sampler_pictures", "strip"]
@@ -43,7 +45,7 @@ def sampler_pictures(
     if frame_at is None:
         return paths
     store, source, target = candidates.shared.stores[0], opened.source, candidates.targets
-    rows, _ = candidates.shared.at(which, np.full((len(which), head.config.frames), 0.5))
+    rows, _ = candidates.shared.at(which, middles(len(which), head.config.frames))
     names = (store.manifest.dataset.get("class_names") or {}).get(target.name) or ()
 
     def said(label: int) -> str:
@@ -55,15 +57,11 @@ def sampler_pictures(
         truth = ", ".join(said(label) for label in target.labels[clip] if label >= 0) or "not known"
         name = str(source.clips["id"][clip])
         title = f"{name}     truth: {truth}     predicted: {said(int(logits[i].argmax()))}"
-        title += f"     {int(picked[i].sum())} of {_counted(int(mask.sum()), 'frame')}"
+        title += f"     {int(picked[i].sum())} of {count_of(int(mask.sum()), 'frame')}"
         frames, scores = [frame_at(video, time) for time in times], seen.scores[i].numpy()[mask]
         path = run.path / "pictures" / f"strip_{name.replace('/', '_')}.png"
         paths.append(strip(path, frames, scores, picked[i].numpy()[mask], title, times))
     return paths
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _histograms(run: Run, scores: np.ndarray, picked: np.ndarray, mask: np.ndarray, split: str) -> Path:
@@ -86,7 +84,7 @@ def _histograms(run: Run, scores: np.ndarray, picked: np.ndarray, mask: np.ndarr
     score.legend(fontsize=8, loc="upper right", ncols=2)
     name, m = run.facts["dataset"]["name"], run.facts["head"]["config"]["sampled"]
     figure.suptitle(
-        f"{run.trained} on {name}, {split}: {m} of {_counted(bins, 'frame')} of {_counted(len(mask), 'clip')}",
+        f"{run.trained} on {name}, {split}: {m} of {count_of(bins, 'frame')} of {count_of(len(mask), 'clip')}",
         fontsize=10,
     )
     figure.tight_layout()
@@ -161,7 +159,7 @@ def accuracy_cost(run: Run, result: Mapping) -> Path:
 
     result: what `sampler_evaluation.evaluate_sampler` returns. Where the cost is not known, frames take its place.
     """
-    rows, family = result["methods"], run.facts["dataset"]["name"].partition(":")[0].partition("-")[0]
+    rows, family = result["methods"], dataset_family(run.facts["dataset"]["name"])
     metric = "top1" if family == "mini_kinetics" else "mAP"
     known = "gflops" in rows[0]
     across = "gflops" if known else "frames"

@@ -38,14 +38,15 @@ from pipelines.lineage import (
     without_random,
 )
 from pipelines.loop import Loop, Schedule, check_fit, shuffled_batches, train
+from pipelines.needed_arrays import array_of
 from pipelines.provenance import run_facts
 from pipelines.recogniser_clips import TABLE, FrameInputs, Targets, targets_of
 from pipelines.request import parse_settings as parse_options
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.sampler_clips import Candidates, SharedFrames
-from pipelines.sampler_evaluation import cached_inputs, calibrate_run, evaluate_sampler, figures
+from pipelines.sampler_evaluation import cached_inputs, calibrate_run, figures
 from pipelines.settings import parse_settings, part_of, settings_of
-from pipelines.training import array_of, given_stores
+from pipelines.training import given_stores
 from pipelines.world import World, take_place
 from stores import Store, open_store
 from stores.joining import label_columns, same_dataset
@@ -55,7 +56,6 @@ __all__ = [
     "JOINT_HEAD",
     "JointSamplerConfig",
     "SamplerConfig",
-    "evaluate_sampler",
     "train_joint_sampler",
     "train_sampler",
 ]

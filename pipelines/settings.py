@@ -54,7 +54,7 @@ def parse_settings(
 
 def _typed(key: str, value: object, known: Mapping[str, type]):
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(key, known, n=3)
         hint = f"near it are {', '.join(near)}; " if near else ""
         raise UserError(f"--set {key}: no such setting; {hint}there are {', '.join(sorted(known))}")
     kind = known[key]

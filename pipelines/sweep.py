@@ -10,6 +10,7 @@ from pathlib import Path
 
 from errors import MachineError, UserError
 from heads import get_head
+from pipelines.request import feature_roots
 from pipelines.settings import parse_settings, part_of, settings_of
 from pipelines.training import SCHEDULES, TrainingConfig, train_head
 
@@ -67,9 +68,10 @@ def sweep(
 
     What is finished is not trained again, what was stopped goes on, and a training that fails does not stop the rest.
 
-    Raises UserError, before anything is trained, for unknown settings, values of another type, and values with which no
-    head of the grid can be made.
+    Raises UserError, before anything is trained, for unknown settings, values of another type, values with which no
+    head of the grid can be made, and `features` that are not there.
     """
+    feature_roots(tuple(options.get("features", ())))
     combinations = grid_of(settings)
     _check_grid(head, combinations, options.get("epochs"))
     varied = [key for key in combinations[0] if len({chosen[key] for chosen in combinations}) > 1]

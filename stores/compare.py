@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 
 from .grow import in_numbering, match_rows, numbers_in
 from .manifest import OK, PADDED, ArraySpec, recipe_difference
@@ -96,7 +96,7 @@ class Comparison:
         out = [
             f"A {self.a}",
             f"B {self.b}",
-            f"{self.matched:,} rows matched by {self.by}, {self.compared:,} of them ok in both (not ok:"
+            f"{count_of(self.matched, 'row')} matched by {self.by}, {self.compared:,} of them ok in both (not ok:"
             f" {self.not_ok_a:,} in A, {self.not_ok_b:,} in B); only in A {self.only_a:,}, only in B {self.only_b:,}",
         ]
         out += [f"  only in {side}: {', '.join(names)}" for side, names in self.examples.items() if names]

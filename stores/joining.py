@@ -37,7 +37,10 @@ def same_store(one: Store, other: Store) -> bool:
 def no_array(store: Store, name: str) -> UserError:
     """The error to raise for an array that a store lacks."""
     has = ", ".join(store.manifest.arrays)
-    return UserError(f"{store.path} has no array {name!r} (it has {has}); extract it with --keep {name}")
+    return UserError(
+        f"{store.path} has no array {name!r} (it has {has}); a network that gives it adds it when it is"
+        f" extracted again with --keep {name}"
+    )
 
 
 def texts(column: Iterable) -> np.ndarray:

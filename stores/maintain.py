@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from errors import MachineError, UserError
+from errors import MachineError, UserError, count_of
 
 from .extensions import FOLDER, applied, check_extensions, read_extension
 from .files import HDF5, is_url
@@ -34,6 +34,7 @@ from .reader import Store, open_store
 from .zarr_store import STATUS, TABLES, decode_shard, held_rows, read_plain, safe_name
 
 REMEDY = "run `store repair`, or copy it again from another copy of this store"
+_OK_ROWS = ("row that is ok", "rows that are ok")
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def _check_shard(store: Store, array: str, unit: Unit, status: np.ndarray, quick
     unit_rows = store.manifest.layout.unit_rows
     index_bytes = 16 * (unit_rows // store.manifest.layout.chunk_rows[array]) + 4
     if size <= index_bytes:
-        return [problem(f"is cut short: {size} bytes")]
+        return [problem(f"is cut short: {count_of(size, 'byte')}")]
     if quick:
         return []
     try:
@@ -232,7 +233,7 @@ def _check_shard(store: Store, array: str, unit: Unit, status: np.ndarray, quick
         return [problem(files.shard_damage(array, unit.index, error).message)]
     lost = ok & ~held_rows(metadata, data, unit_rows)[: len(unit)]
     if lost.any():
-        return [problem(f"holds no value of {lost.sum()} rows that are ok, {_rows(unit, lost)}")]
+        return [problem(f"holds no value of {count_of(lost.sum(), *_OK_ROWS)}, {_rows(unit, lost)}")]
     return value_findings(store, array, unit, status, values[: len(unit)], name, remedy)
 
 
@@ -246,9 +247,9 @@ def value_findings(
     blank = np.isnan(flat) if flat.dtype.kind == "f" else flat == spec.fill
     empty = ok & ~spec.has_value(values)
     if empty.any():
-        found.append(problem(f"holds no value of {empty.sum()} rows that are ok, {_rows(unit, empty)}"))
+        found.append(problem(f"holds no value of {count_of(empty.sum(), *_OK_ROWS)}, {_rows(unit, empty)}"))
     elif flat.dtype.kind == "f" and (nan := ok & blank.any(axis=1)).any():
-        found.append(problem(f"holds NaN in {nan.sum()} rows that are ok, {_rows(unit, nan)}"))
+        found.append(problem(f"holds NaN in {count_of(nan.sum(), *_OK_ROWS)}, {_rows(unit, nan)}"))
     if array == PADDED:
         most = store.manifest.spec.get("clip_len") or np.inf
         wrong = ok & ((flat[:, 0] < 0) | (flat[:, 0] > most))
@@ -257,7 +258,8 @@ def value_findings(
     stray = ~ok & ~blank.all(axis=1)
     if stray.any():
         severity = "note" if (status[stray] == PENDING).all() else "error"
-        what = f"holds values of {stray.sum()} rows that are not ok, {_rows(unit, stray)}"
+        rows = count_of(stray.sum(), "row that is not ok", "rows that are not ok")
+        what = f"holds values of {rows}, {_rows(unit, stray)}"
         found.append(Finding(severity, name, what, "left by a killed run; the next extract writes them anew"))
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 
 from .columns import no_values
 from .extensions import finish_growth
@@ -65,7 +65,7 @@ def relabel(
             else:
                 tables[name] = united
     for name, columns in tables.items():
-        announce(f"{path}: {name}/{', '.join(columns)} of {len(given):,} clips")
+        announce(f"{path}: {name}/{', '.join(columns)} of {count_of(len(given), 'clip')}")
     k = (store.manifest.seal or {}).get("k")
     dataset = {**store.manifest.dataset, **(facts or {})}
     store = replace_columns(path, tables, dataset)
@@ -118,8 +118,8 @@ def _refuse_moved(
         lines = [_moved_line(store, clips, int(given[i]), int(held[i])) for i in at[:10]]
         more = f" and {len(at) - 10} more" if len(at) > 10 else ""
         raise UserError(
-            f"{len(at)} clips of {store.path} moved under the same id: {'; '.join(lines)}{more}. Their features are"
-            " true to the old windows: extract under another --name, or leave these clips out"
+            f"{count_of(len(at), 'clip')} of {store.path} moved under the same id: {'; '.join(lines)}{more}. Their"
+            " features are true to the old windows: extract under another --name, or leave these clips out"
         )
 
 

@@ -79,8 +79,9 @@ class SequenceDataset:
         {"video": names or numbers, "start_s": (n,), "stop_s": (n,)}    windows of one's own, in seconds
 
     Of a clip, a store whose rows belong to clips gives the rows of that clip, any other store the rows whose centre
-    lies in [start_s, stop_s) and, where there is none, the one that saw the clip's middle; of a video or a window,
-    likewise by centre. Rows are in order of time, then k. `draws`: the draws that count.
+    lies in [start_s, stop_s) and, where there is none, the one that saw the clip's middle; of a window, likewise by
+    centre; of a whole video (also as a clip, from 0 and without a stop) all, those of unknown time too. Rows are in
+    order of time, then k. `draws`: the draws that count.
 
     A row is one token, or as many as it has entries: words (`tokens`, by `n_tokens`), boxes (`roi`, `boxes`, ...,
     by `n_boxes`). `arrays`: role -> arrays to read; by default the entries, where the store has any, else all but
@@ -365,13 +366,17 @@ class SequenceDataset:
             number = positions(self.clip_ids, texts(store.clips["id"]))[self.clips]
             return _spanned(order, first, number)
         video = positions(self.video_names, texts(store.videos["name"]))[self.videos]
-        if np.isneginf(self.start_s).all() and np.isposinf(self.stop_s).all():  # rows of unknown time too
-            order, first = _grouped(order, rows["video"][order], len(store.videos["name"]))
-            return _spanned(order, first, video)
-        return self._rows_in_windows(store, video)
+        whole = (self.start_s <= 0) & np.isposinf(self.stop_s)  # of a whole video, rows of unknown time too
+        order, first = _grouped(order, rows["video"][order], len(store.videos["name"]))
+        found, offsets = _spanned(order, first, np.where(whole, video, -1))
+        if whole.all():
+            return found, offsets
+        rest, of_item = self._rows_in_windows(store, np.where(whole, -1, video))
+        of_item = np.concatenate([np.repeat(np.arange(len(self)), np.diff(offsets)), of_item])
+        return _grouped(np.concatenate([found, rest]), of_item, len(self))
 
     def _rows_in_windows(self, store: Store, video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `_rows_of_items`, by time; video: (items,) its number in the store, -1 where it has none."""
+        """(rows, item of each), by time; video: (items,) its number in the store, -1: of these items no rows."""
         usable, start, stop = self._usable(store), store.rows["start_s"], store.rows["stop_s"]
 
         def look(items: np.ndarray, t0: np.ndarray, t1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -392,7 +397,7 @@ class SequenceDataset:
             order = np.lexsort((np.abs((start[near] + stop[near]) / 2 - middle[of_near]), of_near))
             nearest = order[np.flatnonzero(np.diff(of_near[order], prepend=-1))]
             rows, of_item = np.concatenate([rows, near[nearest]]), np.concatenate([of_item, of_near[nearest]])
-        return _grouped(rows, of_item, len(self))
+        return rows, of_item
 
     def _name(self, item: int) -> str:
         if self.clips[item] >= 0:

@@ -198,7 +198,7 @@ def test_the_checkpoint_is_weights_for_extraction(folder, whole, tmp_path):
 
 
 def test_weights_of_other_networks_and_folders_are_refused(whole, tmp_path):
-    with pytest.raises(UserError, match="these weights were trained for tiny3d, not for r3d50"):
+    with pytest.raises(UserError, match="whole: it is a training of tiny3d; r3d50 needs a training of its own"):
         create_network("r3d50", str(whole))
     with pytest.raises(UserError, match="this folder has no best.safetensors; expected a checkpoint, or the folder of"):
         create_network("tiny3d", str(tmp_path))

@@ -15,6 +15,7 @@ from PIL import Image
 
 import cli
 from commands.options import shard_of_slurm
+from errors import count_of
 from stores import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,7 +184,13 @@ def test_inspect_tells_a_row_that_is_not_what_the_network_says(made, tmp_path):
         (["store", "verify", "nowhere.zarr"], "nowhere.zarr"),
         (["store", "inspect", "nowhere.zarr", "a"], "nowhere.zarr"),
         (["train-head", "saoo"], "saoa"),
-        (["train-head", "saoa", "--features", "nowhere"], "cli.py extract"),
+        (["train-head", "saoa"], "cli.py extract"),
+        (["train-head", "saoa", "--features", "."], "cli.py extract"),
+        (["train-head", "saoa", "--features", "nowhere"], "--features nowhere: no such folder"),
+        (["train-head", "t2vlad", "--features", "nowhere"], "--features nowhere: no such folder"),
+        (["train-backbone", "--backbone", "s3d", "--features", "nowhere"], "--features nowhere: no such folder"),
+        (["train-recogniser", "--backbone", "resnet50", "--target", "a", "--features", "no"], "no: no such folder"),
+        (["sweep", "saoa", "--features", "nowhere"], "--features nowhere: no such folder"),
         (["evaluate", "nowhere"], "nowhere"),
         (["plot", "nowhere"], "nowhere"),
         (["datasets", "check", "epic55"], "CLIPBANK_DATA"),
@@ -197,12 +204,29 @@ def test_wrong_use_is_one_clear_message(arguments, said, monkeypatch, tmp_path):
     assert done.exit_code == 2 and said in done.output and "Traceback" not in done.output, done.output
 
 
+def test_the_first_root_is_made_and_the_others_must_be_there(made, tmp_path):
+    arguments = ["plan", *where(made), "--backbone", "tiny3d", "--only", "--device", "none", "--features"]
+    assert run(*arguments, tmp_path / "new").exit_code == 0
+    done = run(*arguments, tmp_path / "new", "--features", tmp_path / "typo")
+    assert done.exit_code == 2 and f"--features {tmp_path / 'typo'}: no such folder" in done.output
+
+
 def test_inspect_of_a_clip_that_is_not_there(made):
     store = made / "features" / "small" / "tiny3d.zarr"
     assert "no clip 'z'" in run("store", "inspect", store, "z", *where(made)).output
     assert "no draw 7" in run("store", "inspect", store, "a", "--draw", "7", *where(made)).output
     frames = made / "features" / "small" / "efficientnet_lite0_boxes.zarr"
-    assert "VIDEO@SECONDS" in run("store", "inspect", frames, "one", *where(made)).output
+    assert "VIDEO@SECONDS, such as one@2.5, not 'one'" in run("store", "inspect", frames, "one", *where(made)).output
+    said = run("store", "inspect", frames, "three@0.5", *where(made))
+    assert said.exit_code == 2
+    assert "no row of a video 'three'; name one VIDEO@SECONDS, such as one@2.5" in said.output
+
+
+def test_a_row_is_named_by_the_file_of_its_video_too(made, tmp_path):
+    frames = made / "features" / "small" / "efficientnet_lite0_boxes.zarr"
+    done = run("store", "inspect", frames, "one.mp4@0.5", *where(made), "--out", tmp_path / "f.png", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["video"] == "one" and json.loads(done.stdout)["window_s"] == [0.5, 0.5]
 
 
 def test_inspect_without_the_csv_says_which(made):
@@ -210,6 +234,11 @@ def test_inspect_without_the_csv_says_which(made):
     assert "--dataset small.csv --videos" in run("store", "inspect", store, "a").output
     done = run("store", "inspect", store, "a", *where(made), "--out", "/proc/none/a.png")
     assert done.exit_code == 2 and "--out" in done.output
+
+
+def test_lines_count_one_row_and_many():
+    assert [count_of(n, "row") for n in (0, 1, 2, np.int64(2000))] == ["0 rows", "1 row", "2 rows", "2,000 rows"]
+    assert [count_of(n, "box is", "boxes are") for n in (1, 2)] == ["1 box is", "2 boxes are"]
 
 
 def test_version_works_without_an_installation():

@@ -5,7 +5,7 @@ import torch
 from torchvision.models import get_model
 
 from heads.psn import PSN, PSNConfig
-from pipelines.cost import VideoCost, gflops, multiply_adds
+from pipelines.cost import VideoCost, gflops, multiply_adds, network_cost, random_network
 
 
 def test_multiply_adds_by_hand():
@@ -14,6 +14,18 @@ def test_multiply_adds_by_hand():
     assert multiply_adds(conv, torch.zeros(2, 4, 8, 9)) == 2 * 8 * 9 * 6 * 2 * 9
     part = torch.nn.Sequential(torch.nn.Conv1d(4, 6, 3), torch.nn.BatchNorm1d(6), torch.nn.ReLU())
     assert gflops(part, torch.zeros(1, 4, 10)) == 8 * 4 * 6 * 3 / 1e9
+
+
+@pytest.mark.parametrize("name, model", [("tsn_resnet50", "resnet50"), ("shufflenet_v2", "shufflenet_v2_x1_0")])
+def test_a_network_costs_what_its_architecture_costs(name, model):
+    """With batch norms folded in, and convolutions called by the name of the library that computes them."""
+    network = random_network(name, {"resize": {"mode": "squash", "size": 64}})
+    assert "logits" not in network.keep
+    with torch.device("meta"):
+        made = get_model(model)
+        made.fc = torch.nn.Identity()  # logits are not kept
+        expected = gflops(made, torch.empty(1, 3, 64, 64))
+    assert network_cost(network, 2).gflops == pytest.approx(expected)
 
 
 def test_counting_leaves_the_module_as_it_was():

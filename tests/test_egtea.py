@@ -182,7 +182,7 @@ def write(folder, **lines):
         ({"train_split1": LINE + LINE}, "line 2: clip P01-.* is there twice"),
         ({"train_split3": LINE.replace(" 1 1 1", " 1 1 2")}, "train_split3.txt, line 1: .* other labels"),
         ({"test_split2": LINE.replace("P01", "P03")}, "is not in split 1"),
-        ({"train_split2": ""}, "split 2 lacks 1 clips of split 1, such as P01"),
+        ({"train_split2": ""}, "split 2 lacks 1 clip of split 1, such as P01"),
         ({"verb_idx": "Turn on 5\n"}, r"verb_idx.txt: must hold a name and each id 1\.\.19 once"),
     ],
 )

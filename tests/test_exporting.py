@@ -216,7 +216,7 @@ def test_lmdb_is_laid_out_as_rulstm_reads_it(tmp_path):
 
 def test_large_lmdbs_grow(tmp_path):
     lmdb = pytest.importorskip("lmdb")
-    source, held = make(tmp_path, step=4.0, window=0.0, arrays={"vector": ArraySpec((40_000,), "float32")})
+    source, held = make(tmp_path, step=4.0, window=0.0, arrays={"vector": ArraySpec((10_000,), "float32")})
     out = export_features("rulstm", source, tmp_path / "out", options={"hold": True, "fps": 60})
     with lmdb.open(str(out), readonly=True, lock=False) as environment, environment.begin() as transaction:
         value = transaction.get(b"P01_01_frame_0000000240.jpg")

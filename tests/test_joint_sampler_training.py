@@ -181,7 +181,7 @@ def test_a_joint_training_goes_on_where_it_stopped(folder, logits, joint, tmp_pa
         train_joint(folder, logits, tmp_path / "run")
     monkeypatch.setattr(SamplerTask, "loss", loss)
     run, said = train_joint(folder, logits, tmp_path / "run")
-    assert any("going on after epoch 1 of 2 and 1 steps" in line for line in said)
+    assert any("going on after epoch 1 of 2 and 1 step" in line for line in said)
     assert curve(run) == curve(joint[0])
     one, other = (load_file(path / "last.safetensors") for path in (run, joint[0]))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

@@ -60,6 +60,10 @@ def test_duplicates_are_refused():
 def test_unknown_names_and_options():
     with pytest.raises(UserError, match="did you mean i3d_rgb"):
         network_spec("i3d_rbg")
+    with pytest.raises(UserError, match="did you mean i3d_rgb, i3d"):
+        network_spec("I3D_RGB")
+    with pytest.raises(UserError, match="no network is called 'nonesuch': see"):  # nothing here is like it
+        network_spec("nonesuch")
     with pytest.raises(UserError, match="no option 'clip_length'; it takes layer, clip_len"):
         network_spec("i3d_rgb", clip_length=16)
     with pytest.raises(UserError, match="layer must be one of"):

@@ -336,8 +336,8 @@ def test_another_architecture_is_named_key_by_key(shared, tmp_path):
     with pytest.raises(UserError) as error:
         create_network("s3d", str(path))
     for part in (
-        "1 keys missing: features.5.branch1.1.0.1.weight",
-        "1 keys unexpected: extra.weight",
+        "1 key missing: features.5.branch1.1.0.1.weight",
+        "1 key unexpected: extra.weight",
         "features.0.0.0.weight is (64, 3, 1, 5, 5), expected (64, 3, 1, 7, 7)",
     ):
         assert part in str(error.value)

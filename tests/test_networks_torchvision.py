@@ -103,7 +103,7 @@ def test_swin_loads_both_layouts(shared, omnivore, tmp_path):
     assert weights_options("swin3d_t", "swin3d_t.kinetics400") == {"fps": 15.0, "stride": 1}
     del ours["norm.bias"], ours["head.weight"], ours["head.bias"]
     torch.save(ours, path)
-    with pytest.raises(UserError, match="1 keys missing: norm.bias"):
+    with pytest.raises(UserError, match="1 key missing: norm.bias"):
         create_network("swin3d_t", str(path))
     with pytest.raises(UserError, match="head.bias"):
         create_network("swin3d_t", str(path), layer="logits")

@@ -359,7 +359,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(frames, tmp_path, mo
         train(tmp_path / "run", **options)
     monkeypatch.setattr(RecogniserTask, "loss", loss)
     run, said = train(tmp_path / "run", **options)
-    assert any("going on after epoch 1 of 2 and 1 steps" in line for line in said)
+    assert any("going on after epoch 1 of 2 and 1 step" in line for line in said)
     assert curve(run) == curve(whole)
     one, other = (load_file(path / "last.safetensors") for path in (run, whole))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
@@ -443,6 +443,11 @@ def test_wrong_use_is_told(frames, tmp_path):
         ({**FRAMES, "frames": frames, "target": "labels"}, "no table of labels"),
         ({**FRAMES, "frames": frames, "option": ['resize={"mode":"squash","size":64}']}, "--set crop"),
         ({**FRAMES, "frames": frames, "backbone": "tiny3d"}, "is no frame network"),
+        (
+            {**FRAMES, "features": [tmp_path], "backbone": "nonesuch"},
+            "no network is called 'nonesuch': see .*weights list",
+        ),
+        ({**FRAMES, "features": [tmp_path / "typo"]}, "--features .*typo: no such folder"),
         ({**FRAMES, "frames": frames, "strategy": "tsm"}, "--strategy must be one of tsn, frame"),
         ({"target": "noun", "vectors": frames}, "has no array 'vector'"),
         ({**FRAMES, "frames": frames, "set": {"crop": 0.9}}, "a crop must fit"),

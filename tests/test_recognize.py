@@ -69,7 +69,8 @@ def weights_folder(made, monkeypatch):
 def made(tmp_path_factory):
     """A folder: videos/, mine.csv, weights, a light store, a heavy store and one of frames."""
     folder = tmp_path_factory.mktemp("recognize")
-    (folder / "videos").mkdir()
+    for name in ("videos", "nothing"):
+        (folder / name).mkdir()
     lines = ["video,start,stop,what,split"]
     for i, (name, n) in enumerate(LENGTHS.items()):
         make_video(folder / "videos" / f"{name}.mp4", "libx264", n, options=x264(keyint=10))
@@ -367,7 +368,8 @@ def test_a_bad_video_costs_only_itself(made, psn, tmp_path):
 
 
 def test_what_is_printed(made, psn, tmp_path):
-    arguments = ["recognize", made / "videos" / "v0.mp4", "--run", psn, "--out", tmp_path, "--features", made / "no"]
+    arguments = ["recognize", made / "videos" / "v0.mp4", "--run", psn, "--out", tmp_path]
+    arguments += ["--features", made / "nothing"]
     result = CliRunner().invoke(main, [str(part) for part in arguments])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()

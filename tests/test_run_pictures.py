@@ -1,5 +1,6 @@
 """Pictures of runs beside attention and curves: IPL's assignment maps, confusion matrices, gains, t-SNE."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +10,14 @@ from synthetic_stores import all_stores
 from test_spaced_clips import map_store, trained
 
 from errors import UserError
+from heads import get_head, list_heads
 from pipelines import assignment_pictures as assignment
 from pipelines import confusion_pictures as pictures
 from pipelines import plotting, train_head
 from pipelines.confusion_pictures import class_gains, confusion
 from pipelines.evaluated_clips import ClipScorer
 from pipelines.feature_pictures import tsne
-from pipelines.run_folder import open_run
+from pipelines.run_folder import Run, open_run
 
 
 def frame_at(video, time_s):
@@ -75,6 +77,15 @@ def test_every_run_has_its_usual_pictures(runs, videos):
     assert names(plotting.plot_run(runs["ipl"], clips=2)) == [
         "training_curve.png", "assignment_clip30.png", "assignment_clip39.png",
     ]  # fmt: skip
+
+
+def test_heads_name_their_own_pictures():
+    named = {name: getattr(get_head(name), "pictures", ()) for name in list_heads()}
+    assert named["psn"] == named["scsampler"] == ("sampler",) and named["mee"] == ("ranking",)
+    assert {picture for pictures in named.values() for picture in pictures} <= {*plotting.PICTURES}
+    sampler = {"channels": 4, "classes": 3, "frames": 6, "sampled": 2, "width": 4}
+    facts = {"kind": "sampler", "head": {"name": "psn", "config": sampler}}
+    assert plotting.usual_pictures(Run(Path("run"), facts), None) == ["curve", "sampler"]
 
 
 def test_pictures_are_asked_for_by_name(runs):

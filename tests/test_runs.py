@@ -140,7 +140,7 @@ def test_runs_that_cannot_be_fused(stores, runs, tmp_path):
     table = clips_table(4)
     table["noun"][-1] = (table["noun"][-1] + 1) % NOUNS
     named = clip_store(tmp_path / "named", clips=table)
-    with pytest.raises(UserError, match="disagree on noun of 1 clips"):
+    with pytest.raises(UserError, match="disagree on noun of 1 clip "):
         fuse([runs[0], train({"verb": named, "noun": named}, tmp_path / "relabelled")], progress=False)
     elsewhere = clip_store(tmp_path / "elsewhere", dataset="other")
     with pytest.raises(UserError, match="is of toy, .* of other"):
@@ -235,7 +235,7 @@ def test_the_sweep_command(stores, tmp_path):
     given = ["--verb", stores["verb"].path, "--noun", stores["noun"].path, "--epochs", 1, "--out", tmp_path]
     result = command("sweep", "whole_frame", "--seeds", "0-1", "--set", "normalise=true,false", *given)
     assert result.exit_code == 0 and result.stdout.count("whole_frame") == 2 and "normalise=False" in result.stdout
-    for wrong, says in (("lr=0.1,fast", "lr is a number"), ("normalize=true", "near it are normalise, ")):
+    for wrong, says in (("lr=0.1,fast", "lr is a number"), ("normalize=true", "near it are normalise; ")):
         result = command("sweep", "whole_frame", "--set", wrong, *given)
         assert result.exit_code == 2 and says in result.output
     assert not list(tmp_path.glob("whole_frame-s*"))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +237,8 @@ def test_evaluate_has_every_method_over_m(run, evaluated):
         table = list(csv.DictReader(lines))
     assert [row["method"] for row in table] == [row["method"] for row in rows]
     assert [float(row["gflops"]) for row in table] == [row["gflops"] for row in rows]
+    written = [str(run / "accuracy_cost.csv"), str(run / "pictures" / "accuracy_cost.png")]
+    assert evaluated["written"] == written and all(Path(path).is_file() for path in written)
 
 
 def test_a_run_keeps_thresholds_that_its_training_clips_gave(run):
@@ -288,6 +291,8 @@ def test_the_command_line_prints_a_table(run):
     methods = [line.split()[0] for line in lines[head + 1 :]]
     assert methods[:5] == ["uniform"] * 5 and {"psn", "adaptive", "dense"} <= set(methods)
     assert any(line.strip().startswith("cpu: ") for line in lines)
+    written = f"{run / 'accuracy_cost.csv'}, {run / 'pictures' / 'accuracy_cost.png'}"
+    assert lines[-1] == f"written: {written}"
 
 
 # --- what papers print ---

@@ -433,7 +433,7 @@ def test_evaluate_finds_moved_stores_and_refuses_pending_rows(stores, tmp_path):
     assert moved.exit_code == 0, moved.output
     assert json.loads(moved.stdout)["noun"] == metrics_of(run)["noun"]
     half = grid_store(tmp_path / "half.zarr", "logits", lineage=KNOWS, status={(20, 4): 0})
-    with pytest.raises(UserError, match="half.zarr: 1 frames of these clips are still pending"):
+    with pytest.raises(UserError, match="half.zarr: 1 frame of these clips is still pending"):
         evaluate(run, "val", stores={"recogniser": half}, progress=False)
     some = evaluate(run, "val", stores={"recogniser": half}, allow_incomplete=True, progress=False)
     assert some["coverage"] == 1.0

@@ -272,6 +272,21 @@ def test_unknown_times_are_kept(tmp_path):
     assert np.isnan(batch["x"]["time_s"][0]).all() and not np.isnan(batch["x"]["time_s"][1]).any()
 
 
+def test_rows_of_unknown_time_belong_to_clips_that_are_whole_videos(tmp_path):
+    """As of published features without times: beside them clips that are cut out of their video have nothing."""
+    rows = segments()
+    unknown = np.isin(rows["video"], [0, 3])  # clips 0 and 1 are parts of video 0, clip 4 is video 3
+    rows["start_s"][unknown], rows["stop_s"][unknown] = np.nan, np.nan
+    store = make(tmp_path, "imported", rows, VECTOR)
+    data = SequenceDataset({"x": store}, by="clip")
+    batch = data.batch(range(5))
+    assert data.coverage()["present"] == {"x": 3} and batch["x"]["mask"].sum(axis=1).tolist() == [0, 0, 2, 6, 5]
+    assert np.array_equal(batch["x"]["vector"][4][:5], store.read("vector", range(20, 25)))
+    assert np.array_equal(batch["x"]["vector"][2][:2], store.read("vector", [8, 9]))
+    alone = SequenceDataset({"x": store}, by="clip", split="val").batch([1])
+    assert np.array_equal(alone["x"]["vector"][0], store.read("vector", range(20, 25)))
+
+
 def test_pending_rows_are_refused_or_masked(tmp_path):
     status = np.full(25, OK)
     status[8] = PENDING

@@ -510,7 +510,7 @@ def test_relabel_refuses_moved_clips_and_wrong_columns(tmp_path):
     clips = {name: store.clips[name].copy() for name in ("id", "start_s", "stop_s", "video")}
     clips["stop_s"][4] += 2
     with pytest.raises(
-        UserError, match=r"1 clips of .* moved under the same id: 'clip 4 é' from \[0, 1\) to \[0, 3\) s"
+        UserError, match=r"1 clip of .* moved under the same id: 'clip 4 é' from \[0, 1\) to \[0, 3\) s"
     ):
         relabel(store.path, clips)
     clips["stop_s"][4] -= 2

@@ -58,7 +58,7 @@ def test_more_clips_and_videos_extend_the_store_and_equal_one_made_at_once(kitch
     said = []
     (report,) = extract(ask(folder, tmp_path / "f", draws=0), announce=said.append)
     assert report.complete and report.computed == 2 and report.done_before == 3 and report.sealed == 2
-    assert any("extending by 2 rows, 1 videos are new" in line for line in said)
+    assert any("extending by 2 rows, 1 video is new" in line for line in said)
     store = open_store(report.store)
     assert store.manifest.extents == ((0, 3), (4, 2)) and verify(store.path) == []
     (whole,) = extract(ask(folder, tmp_path / "whole", draws=0))
@@ -82,9 +82,7 @@ def test_clips_that_the_annotations_have_no_more_stay_and_are_named(kitchen, tmp
     assert (facts["clips_gone"], facts["clips_gone_such_as"], facts["rows_to_add"]) == (1, ["c0"], 1)
     (report,) = extract(request)
     assert report.clips_gone == ["c0"] and report.complete and report.computed == 1
-    assert (
-        "1 clips of the store are not in the annotations any more; they stay, with their rows: c0" in report.summary()
-    )
+    assert "1 clip of the store is not in the annotations any more; they stay, with their rows: c0" in report.summary()
     store = open_store(report.store)
     assert len(store.ok) == 3 and verify(store.path) == []
     assert all(np.array_equal(values_by_name(store)[name], value) for name, value in before.items())

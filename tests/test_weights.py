@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from errors import UserError
 from extract import weights
-from extract.networks import create_network, list_networks, network_spec
+from extract.networks import create_network, list_networks, network_spec, weights_options
 from extract.weights import TABLE, RandomWeightsWarning, Weights, file_hash, random_value, resolve
+from pipelines.run_folder import save_tensors
 
 warnings.simplefilter("ignore", RandomWeightsWarning)
 SMALL = {"clip_len": 16, "resize": {"mode": "squash", "size": 32}}
@@ -188,6 +189,11 @@ def test_weights_of_another_network_are_refused_before_anything_is_fetched(monke
 # -- checkpoints ---------------------------------------------------------------------------------------------------
 
 
+def hollow(state):
+    """Tensors of the same shapes, one number each in a file."""
+    return {key: torch.zeros(1).expand(value.shape) for key, value in state.items()}
+
+
 def same(net, state):
     own = net.module.state_dict()
     return all(torch.equal(own[key], value) for key, value in state.items())
@@ -223,7 +229,7 @@ def test_hassony2_layout_loads(shared, tmp_path, published, fresh):
 
 
 def test_other_class_counts(tmp_path, published, fresh):
-    own = dict(published)
+    own = hollow(published)
     own["logits.conv3d.weight"] = torch.zeros(125, 1024, 1, 1, 1)
     own["logits.conv3d.bias"] = torch.zeros(125)
     torch.save(own, tmp_path / "epic.pt")
@@ -232,7 +238,7 @@ def test_other_class_counts(tmp_path, published, fresh):
     with pytest.raises(UserError, match="has 125 classes.*pass classes=125"):
         fresh(**logits).load_published(tmp_path / "epic.pt")
     fresh(**logits, classes=125).load_published(tmp_path / "epic.pt")
-    headless = {k: v for k, v in published.items() if not k.startswith("logits")}
+    headless = hollow({k: v for k, v in published.items() if not k.startswith("logits")})
     torch.save(headless, tmp_path / "headless.pt")
     fresh().load_published(tmp_path / "headless.pt")
     with pytest.raises(UserError, match="2 keys missing: logits.conv3d.bias"):
@@ -252,13 +258,14 @@ def test_wrong_files_are_named(tmp_path, rgb, published):
         assert str(path) in str(caught.value) and rgb.weights_hash == before
         return str(caught.value)
 
+    published = hollow(published)
     flow = dict(published)
     flow["Conv3d_1a_7x7.conv3d.weight"] = torch.zeros(64, 2, 7, 7, 7)
     assert "this is a flow checkpoint" in refused(flow)
     lacking = {k: v for k, v in published.items() if not k.startswith("Mixed_5c.b0")}
     assert "5 keys missing: Mixed_5c.b0.bn.bias" in refused(lacking)
     message = refused({"fc.weight": torch.zeros(2, 2)})
-    assert "not a checkpoint of i3d_rgb" in message and "1 keys unexpected: fc.weight" in message
+    assert "not a checkpoint of i3d_rgb" in message and "1 key unexpected: fc.weight" in message
     misshapen = dict(published)
     misshapen["Mixed_3b.b0.bn.bias"] = torch.zeros(3)
     assert "Mixed_3b.b0.bn.bias is (3,), expected (64,)" in refused(misshapen)
@@ -266,6 +273,48 @@ def test_wrong_files_are_named(tmp_path, rgb, published):
     assert "not a checkpoint of tensors" in refused(b"")
     assert "not a checkpoint of tensors" in refused(b"hello", "x.safetensors")
     assert "expected a state_dict" in refused([torch.zeros(1)])
+
+
+def test_checkpoints_of_other_trainings_say_what_they_are(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    own = {"network": "tiny3d", "options": {"channels": 32}, "lineage": []}
+    with pytest.warns(RandomWeightsWarning):
+        state = create_network("tiny3d", "random:0", channels=32).module.state_dict()
+
+    def refused(metadata, tensors=state, name="best.safetensors", network="tiny3d") -> str:
+        save_tensors(run / name, tensors, metadata)
+        given = str(run if name == "best.safetensors" else run / name)
+        with pytest.raises(UserError) as caught:
+            weights_options(network, given)  # what `extract` asks before it looks at any video
+            create_network(network, given)
+        return str(caught.value)
+
+    needs = "tsn_resnet50 needs a training of its own (train-backbone, train-recogniser, train-detector)"
+    said = f"weights {run}: it is a training of tiny3d; {needs}"
+    assert refused(own, network="tsn_resnet50") == said
+    head = {"name": "psn", "config": {"channels": 4}, "epoch": 3}
+    said = f"weights {run}: it trains the head psn on features, and has no network; {needs}"
+    assert refused(head, network="tsn_resnet50") == said
+    assert "is a training of tiny3d; py:where.py:tiny3d needs" in refused(own, network="py:some/where.py:tiny3d")
+    loop = {"epoch": 3, "step": 0, "history": [], "best": None}
+    assert "is where a training goes on, not its result (best.safetensors)" in refused(loop, name="last.safetensors")
+    beside = {"beside/classifier.verb.weight": torch.zeros(3, 32)}
+    assert "it holds a classifier alone: the weights of tiny3d were not there" in refused(own, beside)
+
+    save_tensors(run / "best.safetensors", state, own)
+    assert weights_options("tiny3d", str(run)) == {"channels": 32} and same(create_network("tiny3d", str(run)), state)
+    save_tensors(run / "mine.safetensors", state, {})  # written by someone else, whoever that is
+    assert same(create_network("tiny3d", str(run / "mine.safetensors"), channels=32), state)
+
+
+def test_a_training_of_a_librarys_network_is_known_by_its_full_name(tmp_path):
+    pytest.importorskip("timm")
+    facts = {"network": "timm:resnet18.a1_in1k", "options": {}}
+    save_tensors(tmp_path / "best.safetensors", {"a": torch.zeros(1)}, facts)
+    assert weights_options("timm:resnet18", str(tmp_path)) == {}
+    with pytest.raises(UserError, match="is a training of timm:resnet18.a1_in1k; timm:resnet26.bt_in1k needs"):
+        weights_options("timm:resnet26", str(tmp_path))
 
 
 class Evil:

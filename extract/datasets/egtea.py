@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, count_of
 from extract.csv_reading import Problems, read_text
 from extract.datasets.base import MEDIA, Dataset, dataset_folder, find_media, strings
 from extract.datasets.registry import register_dataset
@@ -116,7 +116,8 @@ def _read_splits(annotations: Path) -> tuple[dict[str, tuple[int, ...]], dict[in
             problems.check()
         if lost := [name for name in lines if name not in parts]:
             raise UserError(
-                f"{annotations}: split {split} lacks {len(lost)} clips of split {SPLITS[0]}, such as {lost[0]}"
+                f"{annotations}: split {split} lacks {count_of(len(lost), 'clip')} of split {SPLITS[0]},"
+                f" such as {lost[0]}"
             )
         schemes[split] = strings(parts[name] for name in lines)
     return lines, schemes

@@ -127,7 +127,7 @@ def _factory(name: str) -> Callable[..., Dataset]:
     if name in _FACTORIES:
         return _FACTORIES[name]
     known = list_datasets()
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
         f"no dataset {name!r}: {hint}Known: {', '.join(known)}; or the path of a .csv file "

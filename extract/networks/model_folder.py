@@ -96,7 +96,7 @@ def _near(name: str) -> str:
     cached = [
         f.name.removeprefix("models--").replace("--", "/") for f in Path(constants.HF_HUB_CACHE).glob("models--*")
     ]
-    near = difflib.get_close_matches(name, [known for known in cached if known != name], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, [known for known in cached if known != name], n=3)
     return f"did you mean {', '.join(near)} (in the cache)? " if near else ""
 
 

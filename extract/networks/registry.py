@@ -123,10 +123,13 @@ def weights_options(name: str, weights: str | None = None) -> dict[str, Any]:
     """The options that a network's weights ask for: those of the table entry, or what `fit` reads in a checkpoint.
 
     Args: as for `create_network`. Returns {} for random weights, and where nothing can be found (creating the network
-    says so). Raises `UserError` for a file that is not a checkpoint, and for a table entry of another network.
+    says so). Raises `UserError` for a file that is not a checkpoint, and for a table entry or a training of another
+    network, or of a head alone.
     """
     from .. import weights as weights_module
 
+    if weights and (path := _checkpoint(weights)).is_file():
+        weights_module.check_trained(path, _spec_name(name))
     if trained := trained_options(weights):
         return trained
     if ":" in name:
@@ -158,9 +161,23 @@ def trained_options(weights: str | None) -> dict[str, Any]:
     """
     from .. import weights as weights_module
 
-    path = Path(weights or "").expanduser()
-    facts = weights_module.trained_facts(path / weights_module.BEST if path.is_dir() else path) if weights else None
+    facts = weights_module.trained_facts(_checkpoint(weights)) if weights else None
     return {} if facts is None else dict(facts["options"])
+
+
+def _checkpoint(weights: str) -> Path:
+    """The file that a path of weights means: of a run folder, its best checkpoint."""
+    from ..weights import BEST
+
+    path = Path(weights).expanduser()
+    return path / BEST if path.is_dir() else path
+
+
+def _spec_name(name: str) -> str:
+    """What the spec of a network is called, whatever its options."""
+    if name.startswith("py:"):
+        return _own_name(name)
+    return network_spec(name).name if ":" in name else _split_tag(name)[0]
 
 
 def create_network(name: str, weights: str | None = None, **options: Any) -> Any:
@@ -206,8 +223,8 @@ def _split_tag(name: str) -> tuple[str, str]:
     arch, _, tag = name.partition(".")
     arch = ALIASES.get(arch, arch)
     if arch not in _NETWORKS:
-        known = list_networks(hidden=True) + list(ALIASES)
-        near = difflib.get_close_matches(arch, known, n=3, cutoff=0.4)
+        known = list_networks() + list(ALIASES)
+        near = difflib.get_close_matches(arch.lower(), known, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see `clipbank weights list`"
         raise UserError(f"no network is called {name!r}: {hint} (registered: {', '.join(list_networks())})")
     return arch, tag
@@ -314,4 +331,10 @@ def _load_factory(name: str) -> tuple[Callable[..., Any], str, str]:
             raise UserError(f"{name}: running {path} failed: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, attribute, None)):
         raise UserError(f"{name}: {path} has no callable {attribute!r}")
-    return getattr(module, attribute), f"py:{path.name}:{attribute}", f"sha256:{digest}"
+    return getattr(module, attribute), _own_name(name), f"sha256:{digest}"
+
+
+def _own_name(name: str) -> str:
+    """What the spec of "py:path/to/file.py:factory" is called: that without its folder."""
+    path, _, attribute = name.removeprefix("py:").rpartition(":")
+    return f"py:{Path(path).name}:{attribute}"

@@ -25,7 +25,7 @@ __all__ = ["Bert", "LibraryText", "TextNetwork", "bert_network", "load_library_m
 class TextNetwork(Network):
     """Texts -> token features, their number, one vector. `module` is an encoder of transformers.
 
-    Subclasses set `pad`, the id of the padding token, and `encode`.
+    Subclasses set `pad`, the id of the padding token, `encode` and `piece`.
     """
 
     pad = 0
@@ -33,6 +33,14 @@ class TextNetwork(Network):
     def encode(self, texts: list[str], limit: int) -> tuple[list[list[int]], list[int]]:
         """(token ids of each text, at most `limit`, special tokens included; their true numbers)."""
         raise TypeError(f"{type(self).__name__} has no tokenizer")
+
+    def piece(self, token: int) -> str:
+        """What a token id stands for."""
+        raise TypeError(f"{type(self).__name__} has no tokenizer")
+
+    def pieces(self, texts: list[str], limit: int) -> list[list[str]]:
+        """What the ids that `encode` gives stand for: words, parts of words, [CLS]."""
+        return [[self.piece(token) for token in ids] for ids in self.encode(texts, limit)[0]]
 
     def run(self, batch: dict[str, list]) -> dict[str, np.ndarray]:
         """`Network.run` on "texts": B strings, None for a row that failed. A text that recurs is computed once."""
@@ -109,6 +117,9 @@ class Bert(TextNetwork):
         ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         return [i if len(i) <= limit else [*i[: limit - 1], i[-1]] for i in ids], [len(i) for i in ids]
 
+    def piece(self, token: int) -> str:
+        return self.tokenizer.id_to_token(token)
+
     def load_weights(self, weights: str | None) -> None:
         """As every network's; the hash covers the vocabulary too, which decides what the weights are given."""
         super().load_weights(weights)
@@ -171,6 +182,9 @@ class LibraryText(TextNetwork):
         cut = self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         # some tokenizers make nothing of an empty text, which no encoder can read
         return [i or [self.pad] for i in cut], [len(i) for i in whole]
+
+    def piece(self, token: int) -> str:
+        return self.tokenizer.convert_ids_to_tokens(token)
 
     def load_weights(self, weights: str | None) -> None:
         self.module, self.weights_hash, self.weights_origin, self.lineage = load_library_model(
@@ -253,5 +267,8 @@ def load_library_model(
         lacks = f"lacks {len(missing)} tensors of a {type(module).__name__}"
         told = weights_module.key_report(missing, (), shapes)
         raise UserError(f"model {model!r}: {folder} {lacks}; {told}")
+    state = module.state_dict()
+    for key in report["missing_keys"]:  # made up by transformers, otherwise every time: a training would not repeat
+        state[key].zero_()
     lineage = [{"dataset": "unknown", "split": "unknown", "classes": 0, "file": short_name(model)}]
     return module.eval().requires_grad_(False), folder_hash(folder), f"model:{short_name(model)}", lineage

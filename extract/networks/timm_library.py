@@ -135,7 +135,7 @@ def _pretrained_cfg(model: str) -> Any:
 
     architecture, tag = split_model_name_tag(model)
     if not is_model(architecture):
-        near = difflib.get_close_matches(architecture, list_models(), n=4, cutoff=0.5)
+        near = difflib.get_close_matches(architecture, list_models(), n=4)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise UserError(f"timm has no model {architecture!r}: {hint}")
     tags = [name.partition(".")[2] for name in list_pretrained(f"{architecture}.*")]

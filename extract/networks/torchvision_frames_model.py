@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
+from torchvision.models.shufflenetv2 import InvertedResidual
 
 from .base import Network
 from .layers import folded_copy
@@ -69,7 +70,12 @@ class FrameModule(nn.Module):
     def fuse(self, dtype: torch.dtype) -> None:
         """Prepare folded weights of this dtype; used unless in training mode."""
         self._fast = ()
-        self._fast = (folded_copy(self, dtype),)
+        fast = folded_copy(self, dtype)
+        for part in list(fast.modules()):
+            for name, unit in part.named_children():
+                if isinstance(unit, InvertedResidual):
+                    setattr(part, name, Interleaved(unit))
+        self._fast = (fast,)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self if self.training or not self._fast else self._fast[0]
@@ -81,6 +87,26 @@ class FrameModule(nn.Module):
     def classify(self, pooled: Tensor) -> Tensor:
         """(B, C), the mean of the last map -> logits (B, classes)."""
         return getattr(self, self.head)(pooled)
+
+
+class Interleaved(nn.Module):
+    """torchvision's unit of ShuffleNet V2 for inference, which shuffles two groups of channels by interleaving them.
+
+    The branches' outputs are written where the shuffle puts them, and stay channels last: torchvision's joins, moves
+    and transposes them, a fifth of the network's time on a CPU.
+    """
+
+    def __init__(self, unit: InvertedResidual) -> None:
+        super().__init__()
+        self.halves = unit.stride == 1  # of the channels: the first half goes by
+        self.branch1, self.branch2 = unit.branch1, unit.branch2
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1) if self.halves else (x, x)
+        first, second = self.branch1(first), self.branch2(second)
+        made = first.new_empty(first.shape[0], *first.shape[2:], first.shape[1], 2)
+        made[..., 0], made[..., 1] = first.movedim(1, -1), second.movedim(1, -1)
+        return made.flatten(-2).movedim(-1, 1)
 
 
 class Frames(Network):

@@ -200,7 +200,7 @@ def _known(name: str) -> str:
             f"tv:{name} is {_REFUSED.get(_kind(name), 'no classifier')}; tv: serves torchvision's image and video "
             "classifiers"
         )
-    near = difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), names, n=4)
     hint = f"did you mean {', '.join(f'tv:{n}' for n in near)}?" if near else f"it has {', '.join(names)}"
     raise UserError(f"torchvision has no model {name!r}: {hint}")
 
