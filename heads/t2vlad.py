@@ -71,12 +71,14 @@ class T2VLADConfig(RetrievalConfig):
     separate_norms: bool | None = None  # words and segments have a bias or batch norm each
     video_trains_centres: bool | None = None  # False: only words move the centres of eq. 6.1
     mask_padding: bool | None = None  # False: padding is a token like any other, as zeros
+    padded: tuple[int, ...] = ()  # tokens that the text and each expert then have; (): as many as the batch
 
     def __post_init__(self):
         self.check(self.preset in PRESETS, f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        object.__setattr__(self, "padded", tuple(int(n) for n in self.padded))  # a list, where a config comes from JSON
         super().__post_init__()
         for name in ("clusters", "attention_heads"):
             self.check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
@@ -89,6 +91,10 @@ class T2VLADConfig(RetrievalConfig):
         for name, choices in (("vlad", VLADS), ("score", SCORES), ("assignment", tuple(NORMS))):
             got = getattr(self, name)
             self.check(got in choices, f"{name} must be one of {', '.join(choices)}, got {got!r}")
+        self.check(
+            len(self.padded) in (0, 1 + len(self.experts)),
+            "padded must be a number for the text and one for each expert",
+        )
         self.check(self.local or self.score != "local", "score=local needs the local alignment (local=true)")
 
 
@@ -157,13 +163,14 @@ class T2VLAD(TextVideoHead):
     def embed_text(self, tokens, mask) -> dict[str, torch.Tensor]:
         if not self.config.local:
             return self.mixture.text(tokens[:, 0])
-        tokens, mask = self.text_project(tokens), self._seen(mask)
+        tokens, mask = self._filled(tokens, mask, 0)
+        tokens = self.text_project(tokens)
         gathered = _one_vector(self.vlad(tokens, mask, self._kind("text")))  # G^text, concatenated
         return {**self.mixture.text(gathered), "local": gathered}
 
     def embed_video(self, experts) -> dict[str, torch.Tensor]:
         present = present_of(experts)
-        experts = [(tokens, self._seen(mask)) for tokens, mask in experts]
+        experts = [self._filled(tokens, mask, i) for i, (tokens, mask) in enumerate(experts, 1)]
         pooled, counted = pooled_experts(experts)
         out = {"experts": self.mixture.video(pooled, counted), "present": present}
         return {**out, "local": self._video_local(experts)} if self.config.local else out
@@ -215,6 +222,14 @@ class T2VLAD(TextVideoHead):
 
     def _kind(self, kind: str) -> str:
         return kind if kind in self.vlad.norms else "all"
+
+    def _filled(self, tokens: torch.Tensor, mask: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, L, C) of the text (i = 0) or of expert i - 1, and which of them count (B, L). Where padding counts
+        there is always as much of it: an embedding does not depend on what else is in its batch."""
+        if not self.config.mask_padding and self.config.padded:
+            tokens = F.pad(tokens, (0, 0, 0, max(0, self.config.padded[i] - tokens.shape[1])))
+            mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        return tokens, self._seen(mask)
 
     def _seen(self, mask: torch.Tensor) -> torch.Tensor:
         return mask if self.config.mask_padding else torch.ones_like(mask)

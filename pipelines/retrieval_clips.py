@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from errors import UserError
+from pipelines.needed_arrays import no_array
 from stores import OK, SequenceDataset, Store
 from stores.joining import positions
 from stores.splits import split_column, split_mask
@@ -35,9 +36,7 @@ def expert_array(store: Store) -> str:
     for array, beside in (("tokens", "n_tokens"), ("roi", "n_boxes"), ("vector", "vector")):
         if {array, beside} <= {*there}:
             return array
-    raise UserError(
-        f"{store.path} has no vectors for an expert (it has {', '.join(there)}); extract it with --keep vector"
-    )
+    raise no_array(store, "vector")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ come out of a store (`text` is one: "frozen", fast). An epoch shows every clip o
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from errors import UserError
 from extract.experts import EXPERTS
 from extract.networks import create_network, network_spec
-from extract.weights import TRAINED_BESIDE, RandomWeightsWarning
 from heads import get_head
 from pipelines.devices import pick_device
 from pipelines.evaluated_clips import EvaluatedClips
@@ -32,9 +30,10 @@ from pipelines.lineage import (
     without_random,
 )
 from pipelines.loop import Loop, Schedule, batches_of, check_fit, seeded, train
+from pipelines.needed_arrays import no_array
 from pipelines.provenance import run_facts
 from pipelines.request import feature_roots
-from pipelines.retrieval_clips import CachedTokens, Captions, Pairs, TokenIds, expert_array
+from pipelines.retrieval_clips import CachedTokens, Captions, Pairs, TokenIds, expert_array, max_tokens_of
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.settings import parse_settings, part_of, settings_of
 from pipelines.world import take_place
@@ -46,8 +45,7 @@ __all__ = ["FROM_STORES", "RetrievalSchedule", "evaluate_retrieval", "train_retr
 
 KEEP_BYTES = 1 << 30  # of experts' and words' features, read once
 TEXT = "text"  # the role of a store of token features
-_BESIDE = f"{TRAINED_BESIDE}head."  # prefix of the head's tensors, where the text network was trained too
-FROM_STORES = ("text_channels", "experts", "expert_channels")  # fields of a head's config that stores decide
+FROM_STORES = ("text_channels", "experts", "expert_channels", "padded")  # fields of a head's config that stores decide
 
 
 @dataclass(frozen=True)
@@ -155,6 +153,9 @@ def train_retrieval(
     if module is not None:
         shapes = {TEXT: {"tokens": module.spec.outputs["tokens"][0]}, **shapes}
     config = head_class.Config(**{**part_of(chosen, head_class.Config), **head_class.dims(shapes)})
+    if not getattr(config, "mask_padding", True):
+        most = max_tokens_of(config.experts, schedule.max_tokens)
+        config = replace(config, padded=(shapes[TEXT]["tokens"][0], *most.values()))
     torch.manual_seed(seed)
     model = RetrievalModel(head_class(config), module).to(device)
 
@@ -237,7 +238,9 @@ class RetrievalTask:
         head = self.model.head.state_dict()
         if self.model.text is None:
             return head, facts["head"]
-        beside = {f"{_BESIDE}{name}": value for name, value in head.items()}
+        from pipelines.retrieval_model import HEAD_BESIDE
+
+        beside = {f"{HEAD_BESIDE}{name}": value for name, value in head.items()}
         return {**self.model.text.state_dict(), **beside}, {
             "network": facts["network"]["name"],
             "options": facts["network"]["options"],
@@ -256,23 +259,13 @@ class RetrievalTask:
 
 def open_retrieval(run: Run, stores: Mapping[str, object] | None, device: str, allow_incomplete: bool):
     """(RetrievalModel of a run's best checkpoint, its `_Data`, the checkpoint's metadata)."""
-    from pipelines.retrieval_model import RetrievalModel
+    from pipelines.retrieval_model import trained_model
 
-    opened, network = run.open_stores(stores), None
-    if "network" in run.facts:
-        tensors, metadata = run.best_checkpoint()
-        head, beside = run.create_head(), {key for key in tensors if key.startswith(_BESIDE)}
-        head.load_state_dict({key.removeprefix(_BESIDE): tensors[key] for key in beside})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RandomWeightsWarning)  # every one of them is the checkpoint's
-            network = create_network(run.facts["network"]["name"], "random:0", **run.facts["network"]["options"])
-        network.module.load_state_dict({key: value for key, value in tensors.items() if key not in beside})
-    else:
-        head, metadata = run.best_head()
-    model = RetrievalModel(head, network)
+    opened = run.open_stores(stores)
+    model, network, metadata = trained_model(run)
     schedule = RetrievalSchedule(**run.facts["training"])
     data = _Data(opened, network, schedule, run.facts["seed"], allow_incomplete)
-    return model.to(device).eval(), data, metadata
+    return model.to(device), data, metadata
 
 
 def evaluate_retrieval(
@@ -366,8 +359,9 @@ def _declared(stores: Mapping[str, Store]) -> list[str]:
 def _shapes(role: str, store: Store) -> dict[str, tuple[int, ...]]:
     """{array: row shape} of what a role reads. Raises UserError for a store that has nothing of it."""
     there = store.manifest.arrays
-    if role == TEXT and not {"tokens", "n_tokens"} <= {*there}:
-        raise UserError(f"{store.path} has no token features; extract it with --keep tokens,n_tokens")
+    for name in ("tokens", "n_tokens") if role == TEXT else ():
+        if name not in there:
+            raise no_array(store, name)
     array = "tokens" if role == TEXT else expert_array(store)
     return {array: there[array].row_shape}
 

@@ -6,7 +6,9 @@
     action_prior.npy     mu(verb, noun) of the training clips (thesis eq. 3.14)
     log.csv              one line an epoch
     metrics.json         figures of the best head; metrics_<split>.json of later evaluations
-    pictures/            attention over boxes, training curve
+    tensorboard/         the same for TensorBoard, where that is installed
+    pictures/            attention over boxes, training curve ...
+    index/               embeddings for search
 
 Every file is written whole or not at all.
 """

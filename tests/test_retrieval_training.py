@@ -293,6 +293,8 @@ def test_presets_are_settings(features, tmp_path):
         1,
         False,
     )
+    experts = dict(zip(config["experts"], config["padded"][1:], strict=True))
+    assert config["padded"][0] >= 1 and experts["rgb"] == 51
 
 
 def test_what_cannot_be_trained(features, tmp_path):
@@ -305,7 +307,7 @@ def test_what_cannot_be_trained(features, tmp_path):
         run_of(features, out, experts=[f"text={features}/toy/rgb.zarr"])
     with pytest.raises(UserError, match="no store of an expert"):
         run_of(features, out, roots=[tmp_path])
-    with pytest.raises(UserError, match="no token features"):
+    with pytest.raises(UserError, match="no array 'tokens'"):
         run_of(features, out, text=features / "toy" / "rgb.zarr")
     with pytest.raises(UserError, match="no text network"):
         run_of(features, out, text="resnet152")

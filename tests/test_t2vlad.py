@@ -302,6 +302,22 @@ def test_it_learns_pairs_that_only_local_words_tell_apart():
     assert (similarity.argmax(1) == torch.arange(10)).all() and head.loss(head(batch)).item() < first / 4
 
 
+def test_where_padding_counts_there_is_always_as_much_of_it():
+    head = make_head(preset="released", padded=(14, 9, 9, 9)).eval()
+    batch = make_batch(more=1)
+    alone = {
+        role: {name: value[1:2, : max(1, int(part["mask"][1].sum()))] for name, value in part.items()}
+        for role, part in batch.items()
+    }
+    loose = make_head(preset="released").eval()
+    with torch.no_grad():
+        pairs = [(head.encode_text(x["text"]), head.encode_video(x)) for x in (batch, alone)]
+        for whole, one in zip(*pairs, strict=True):
+            assert all(torch.allclose(value, whole[name][1:2], atol=1e-6) for name, value in one.items())
+        whole, one = (loose.encode_text(x["text"])["local"] for x in (batch, alone))
+        assert not torch.allclose(one, whole[1:2], atol=1e-3)
+
+
 # --- presets and wrong configs ---
 
 
@@ -325,6 +341,7 @@ def test_presets():
         ({"expert_channels": (1, 2)}, "one width from 1 on for each"),
         ({"margin": float("nan")}, "margin"),
         ({"clusters": 0}, "clusters"),
+        ({"padded": (37, 30)}, "padded must be"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )
