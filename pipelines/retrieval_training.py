@@ -43,7 +43,7 @@ from stores.splits import split_column
 
 __all__ = ["FROM_STORES", "RetrievalSchedule", "evaluate_retrieval", "train_retrieval"]
 
-KEEP_BYTES = 1 << 30  # of experts' and words' features, read once
+KEEP_BYTES = 4 << 30  # of experts' features, and as many of words', read once: the experts of MSR-VTT fit
 TEXT = "text"  # the role of a store of token features
 FROM_STORES = ("text_channels", "experts", "expert_channels", "padded")  # fields of a head's config that stores decide
 
