@@ -1,12 +1,13 @@
 """What the benchmarks share: turns, medians, a folder to work in, and the last lines that say what holds."""
 
 import contextlib
+import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["interleave", "paired_ratio", "verdict", "work_folder"]
+__all__ = ["evict", "files_below", "interleave", "paired_ratio", "verdict", "work_folder"]
 
 
 @contextlib.contextmanager
@@ -28,6 +29,21 @@ def interleave(conditions: Mapping[str, Callable[[], float]], repeats: int, unit
             found[name].append(measure())
             print(f"  turn {repeat + 1} of {repeats}: {name} {found[name][-1]:.2f} {unit}", flush=True)
     return found
+
+
+def files_below(path: Path) -> list[Path]:
+    """All files of a store: its folder's, or the one that it is."""
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def evict(paths: Iterable[Path]) -> None:
+    """Drop the files of stores from the page cache: what is read next comes from the disk."""
+    for file in (file for path in paths for file in files_below(path)):
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
 
 
 def paired_ratio(above: list[float], *below: list[float]) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import print_machine
-from measuring import interleave, paired_ratio, verdict, work_folder
+from measuring import evict, interleave, paired_ratio, verdict, work_folder
 from train_from_store import InMemory
 
 LEAST_RATIO = 0.9
@@ -132,7 +132,7 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
         arrays = {role: ("tokens", "n_tokens") if role == "text" else ("vector",) for role in stores}
         stores = {role: InMemory(store, arrays[role]) for role, store in stores.items()}
     else:
-        evict(paths)
+        evict(paths.values())
     shapes = {role: {name: spec.row_shape for name, spec in s.manifest.arrays.items()} for role, s in stores.items()}
     head_class = get_head("t2vlad")
     model = RetrievalModel(head_class(head_class.Config(**head_class.dims(shapes))))
@@ -163,21 +163,12 @@ def worker(pipe, paths: dict, in_memory: bool, batch_size: int, threads: int) ->
         training, steps = wanted
         now = [next(batches) for _ in range(steps)]
         if not in_memory:
-            evict(paths)
+            evict(paths.values())
         started = time.perf_counter()
         for arrays in prefetch(Reader, now, schedule.workers, schedule.ahead):
             if training:
                 step(arrays)
         pipe.send(time.perf_counter() - started)
-
-
-def evict(paths: dict) -> None:
-    """Drop the stores' own files from the page cache."""
-    for path in paths.values():
-        for file in path.rglob("c.*"):
-            handle = os.open(file, os.O_RDONLY)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(handle)
 
 
 def measure(paths: dict, args) -> tuple[float, float]:

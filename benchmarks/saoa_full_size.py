@@ -47,8 +47,8 @@ def profile(batch_size: int, precision: str) -> dict[str, float]:
     batch = to_device(_made_up(batch_size), "cpu")
     corner = 0.6 * torch.rand(batch_size, batch["objects_verb"]["boxes"].shape[1], 2)
     batch["objects_verb"]["boxes"] = torch.cat([corner, corner + 0.05 + 0.35 * torch.rand_like(corner)], -1)
-    spent = dict.fromkeys(("RoIAlign", "the rest of forward", "backward", "optimiser"), 0.0)
-    for step in range(PROFILED + 1):
+    steps = []
+    for _ in range(PROFILED + 1):
         times = [time.perf_counter()]
         boxes = place_boxes(batch["objects_verb"]["boxes"], batch["verb"]["geometry"])
         roi_align_max(batch["verb"]["spatial"], boxes, head.config.roi_size)
@@ -61,11 +61,11 @@ def profile(batch_size: int, precision: str) -> dict[str, float]:
         times.append(time.perf_counter())
         optimiser.step()
         times.append(time.perf_counter())
-        if step:  # the first warms up
-            alone, forward, backward, stepping = np.diff(times)
-            for part, seconds in zip(spent, (alone, forward - alone, backward, stepping), strict=True):
-                spent[part] += seconds / PROFILED
-    return spent
+        steps.append(np.diff(times))
+    alone, forward, backward, stepping = np.median(steps[1:], axis=0)  # the first warms up
+    return {
+        "RoIAlign": alone, "the rest of forward": forward - alone, "backward": backward, "optimiser": stepping,
+    }  # fmt: skip
 
 
 def main() -> int:

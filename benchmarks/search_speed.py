@@ -30,12 +30,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import print_machine
-from measuring import verdict, work_folder
-from store_io import drop_cache
+from measuring import evict, verdict, work_folder
 
 from extract.networks import create_network
 from heads import create_head
-from pipelines.retrieval_index import VIDEOS, index_layout, read_embeddings
+from pipelines.retrieval_embeddings import VIDEOS, read_embeddings
+from pipelines.retrieval_index import index_layout
 from pipelines.search import Clock, compare
 from pipelines.search_keys import Keys, make_keys
 from stores import OK, ArraySpec, Manifest, Store, create_store, open_store
@@ -166,7 +166,7 @@ def timed_searches(
         found, each = [], []
         for i in queries_of_round:
             if state == "cold":
-                drop_cache(Path(store.path))
+                evict([Path(store.path)])
             one, clock = {name: value[i : i + 1] for name, value in text.items()}, Clock()
             rows, scores = compare(head, one, store, keys, VIDEOS, TOP, over, clock)
             assert np.allclose(scores, exact[i, rows], atol=1e-5)

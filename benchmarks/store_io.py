@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import print_machine
-from measuring import interleave, paired_ratio, verdict, work_folder
+from measuring import evict, files_below, interleave, paired_ratio, verdict, work_folder
 
 from stores import ArraySpec, Manifest, create_store, open_store, plan_layout
 from stores.hdf5_pack import pack
@@ -162,24 +162,10 @@ def webdataset_reader(path: Path, n: int) -> Read:
     return read
 
 
-def files_below(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-
-
-def drop_cache(path: Path) -> None:
-    """Ask the kernel to forget the files' pages."""
-    for file in files_below(path):
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
-
-
 def measure(path: Path, read: Read, batches: list[np.ndarray], cold: bool) -> float:
     """MB a second of values."""
     if cold:
-        drop_cache(path)
+        evict([path])
     start = time.perf_counter()
     n_bytes = sum(read(rows).nbytes for rows in batches)
     return n_bytes / 1e6 / (time.perf_counter() - start)

@@ -23,6 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from measuring import evict
+
 CLIPS, VIDEOS, FRAMES = 28_472, 432, 396_000  # EPIC-55: training clips, videos, frames at 2 a second (55 hours)
 VERBS, NOUNS, CHANNELS, OBJECT_CHANNELS, BOXES = 125, 352, 1024, 256, 10
 MOST_RATIO, MOST_BYTES = 1.2, 3 << 30
@@ -228,11 +230,7 @@ def _made_up(b: int) -> dict:
 
 def forget(paths: dict) -> None:
     """Drop the stores' files from the page cache; as root, everything."""
-    for path in paths.values():
-        for file in path.rglob("c.*"):
-            handle = os.open(file, os.O_RDONLY)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(handle)
+    evict(paths.values())
     try:
         Path("/proc/sys/vm/drop_caches").write_text("1")
     except OSError:

@@ -39,7 +39,8 @@ def index(run, captions, moved, **options):
 
     Killed at any moment, the same command goes on. An index of other stores, or of another training, is refused.
     """
-    from pipelines.retrieval_index import CAPTIONS, VIDEOS, build_index
+    from pipelines.retrieval_embeddings import CAPTIONS, VIDEOS
+    from pipelines.retrieval_index import build_index
 
     of = CAPTIONS if captions else VIDEOS
     click.echo(build_index(run, of=of, stores=dict(moved), progress=progress_bar, say=say, **options))
@@ -55,29 +56,32 @@ def index(run, captions, moved, **options):
 @place_options
 @click.option("--store", "moved", type=RoleOfStore(), multiple=True, help="text=PATH: the run's tokens, if moved.")
 @click.option("--weights", metavar="PATH", help="Of the text network, where it was not trained too [found].")
-@click.option("--over", type=click.IntRange(min=1), help="Rows scored exactly [15 a hit, at least 150].")
+@click.option("--candidates", type=click.IntRange(min=1), help="Rows scored exactly [15 a hit, at least 150].")
 @click.option("--device", help="auto, cpu, cuda, cuda:1 ... [auto].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a query, each on a line.")
-def search(run, query, video, number, index, html, dataset, data, videos, moved, as_json, over, **options):
+def search(run, query, video, number, index, html, dataset, data, videos, moved, as_json, candidates, **options):
     """The clips that fit QUERY best, as a retrieval run ranks them: cli.py search RUN "a man cuts a potato".
 
     Without QUERY and --video, queries are typed, one a line. RUN needs an index first: cli.py index RUN.
     """
-    from pipelines.retrieval_index import CAPTIONS, VIDEOS
+    from pipelines.retrieval_embeddings import CAPTIONS, VIDEOS
     from pipelines.search import Searcher
 
     if query is not None and video is not None:
         raise click.UsageError("a QUERY or --video, not both")
     if query is not None and not query.strip():
         raise click.UsageError('an empty query: say what is looked for, such as "a man cuts a potato"')
+    if html is not None and query is None and video is None:
+        raise click.UsageError("--html is a page of one search: give a QUERY or --video")
     searcher = Searcher(run, index, of=VIDEOS if video is None else CAPTIONS, stores=dict(moved), say=say, **options)
+    frames = None if html is None else searcher.frames(dataset, data, videos)
     for one in [query if video is None else video] if query is not None or video is not None else typed():
-        found = (searcher.text if video is None else searcher.video)(one, number, over)
+        found = (searcher.text if video is None else searcher.video)(one, number, candidates)
         click.echo(json.dumps(found) if as_json else "\n".join(lines_of(found)))
         if html is not None:
             from pipelines.search_page import write_page
 
-            say(str(write_page(html, found, *searcher.frames(dataset, data, videos))))
+            say(str(write_page(html, found, *frames)))
 
 
 def typed():

@@ -78,7 +78,9 @@ class Weights:
 
 
 BEST = "best.safetensors"  # the checkpoint of a run folder
-TRAININGS = "train-backbone, train-recogniser, train-detector"  # whose runs are weights
+TRAININGS = "train-backbone, train-recogniser, train-detector, train-head where it trains a network too"
+"""Whose runs are weights, for messages."""
+
 TRAINED_BESIDE = "beside/"  # prefix, in checkpoints of base training, of what was trained on the network's features
 
 TABLE: dict[str, Weights] = {}  # by name; every network's file adds its own

@@ -18,7 +18,6 @@ __all__ = [
     "GatedEmbedding",
     "Projection",
     "batch_normed",
-    "mixture_similarity",
     "renormalised",
 ]
 
@@ -87,20 +86,8 @@ class ExpertMixture(nn.Module):
         return torch.stack([unit(vector, there) for unit, vector, there in pairs], dim=1)
 
 
-def mixture_similarity(
-    text: torch.Tensor, weights: torch.Tensor, video: torch.Tensor, present: torch.Tensor
-) -> torch.Tensor:
-    """Eq. 6.4 with the weights renormalised over the experts that each video has.
-
-    text (T, N, C) and video (V, N, C) of length 1, weights (T, N), present (V, N). Returns (T, V): a mean of cosines,
-    0 for a video without any expert. Two matrix products, whatever N.
-    """
-    dots = (text * weights[..., None]).flatten(1) @ (video * present[..., None]).flatten(1).T
-    return renormalised(dots, weights, present)
-
-
 def renormalised(dots: torch.Tensor, weights: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Weighted sums of cosines (T, V) over the sums of the weights (T, N) whose experts are present (V, N): 0 over 0
-    is 0."""
+    """Eq. 6.4: weighted sums of cosines (T, V) over the sums of the weights (T, N) whose experts are present (V, N):
+    0 over 0 is 0, of a video without any expert."""
     total = weights @ present.to(weights.dtype).T
     return dots / torch.where(total == 0, 1.0, total)

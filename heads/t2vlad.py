@@ -207,18 +207,19 @@ class T2VLAD(TextVideoHead):
         return local if score == "local" else parts | local
 
     def assignments(self, batch) -> dict[str, torch.Tensor]:
-        """a of eq. 6.1 for pictures (figure 6.3): {"text" or expert: (B, L, K + background)}, 0 where there is no
-        token. Raises UserError where the config gathers no words, or no segments, at shared centres."""
+        """a of eq. 6.1 for pictures (figure 6.3): {"text" or expert: (B, L, K + background)} as the embeddings gather
+        by, 0 where no token counts; of vlad=separate, words and segments each have centres of their own. Raises
+        UserError where the config gathers no segments at centres (local=False, vlad=text)."""
         self.config.check(self.config.local and self.config.vlad != "text", "words and segments share no centres here")
-        tokens, mask = tokens_of(batch["text"])
-        out = {"text": self.vlad.assign(self.text_project(tokens), self._seen(mask), self._kind("text"))}
-        experts = [tokens_of(batch[name]) for name in self.config.experts]
-        experts = [(tokens, self._seen(mask)) for tokens, mask in experts]
+        names = ("text", *self.config.experts)
+        text, *experts = (self._filled(*tokens_of(batch[name]), i) for i, name in enumerate(names))
+        words = self.vlad.assign(self.text_project(text[0]), text[1], self._kind("text"))
         tokens, mask = self.context(experts)
         vlad = self.video_vlad or self.vlad
-        assigned = vlad.assign(tokens, mask, "all" if self.video_vlad else self._kind("video"))
-        parts = assigned.split([tokens.shape[1] for tokens, _ in experts], dim=1)
-        return out | dict(zip(self.config.experts, parts, strict=True))
+        segments = vlad.assign(tokens, mask, "all" if self.video_vlad else self._kind("video"))
+        parts = words, *segments.split([tokens.shape[1] for tokens, _ in experts], dim=1)
+        # Padding that `_filled` added is of no token of the batch.
+        return {name: part[:, : batch[name]["mask"].shape[1]] for name, part in zip(names, parts, strict=True)}
 
     def _kind(self, kind: str) -> str:
         return kind if kind in self.vlad.norms else "all"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.pictures import pyplot, save_figure
+from pipelines.pictures import pyplot, save_figure, show_frame
 from pipelines.retrieval_examples import Examples, Footage, open_examples, wrapped
 from pipelines.run_folder import Run
 
@@ -70,7 +70,7 @@ def alignment_pictures(
             for j in np.flatnonzero(batch[expert]["mask"][i])
         ]
         title = f"clip {examples.clip_id(column)} of {examples.video(column)}: {examples.caption(item)}"
-        path = run.path / "pictures" / f"assignment_{examples.clip_id(column).replace('/', '_')}.png"
+        path = run.picture_path("assignment", examples.clip_id(column))
         page = _Page(examples, title, named, weights, segments, frames_shown)
         paths.append(page.draw(path, footage, examples.video(column)))
     return paths
@@ -160,14 +160,7 @@ class _Page:
 
     def _segment(self, left: float, top: float, tall: float, one: Segment, picture: np.ndarray | None) -> None:
         if tall:
-            axis = self._axis(left + 0.04, top, _COLUMN - 0.08, tall)
-            if picture is None:
-                axis.text(0.5, 0.5, "no frame", transform=axis.transAxes, fontsize=7, color="#707070", ha="center",
-                          va="center")  # fmt: skip
-            else:
-                axis.imshow(picture)
-            for spine in axis.spines.values():
-                spine.set(color="#b0b0b0", linewidth=0.5)
+            show_frame(self._axis(left + 0.04, top, _COLUMN - 0.08, tall), picture, "#b0b0b0")
         when = f"{one.time_s:.1f} s" if np.isfinite(one.time_s) else f"no. {one.number + 1}"
         said = f"{one.expert} {when}  {100 * one.weights.max():.0f} %"
         self._text(left + _COLUMN / 2, top + tall + 0.02, said, va="top", fontsize=6.5, ha="center")

@@ -8,18 +8,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
 from errors import MachineError, UserError
 from extract.datasets import Dataset
-from extract.decode import FrameSource, VideoError, open_source
+from extract.decode import FrameError, FrameSource, VideoError, open_source
 from extract.sampling import sampling_from
 from extract.transforms import Resize
 from pipelines.frames import decode_rows
 from stores import OK, Store
 
-__all__ = ["FRAME_ARRAYS", "FrameReader", "VideoFrames"]
+__all__ = ["FRAME_ARRAYS", "FrameReader", "VideoFrames", "frames_of"]
 
 FRAME_ARRAYS = ("jpeg", "frame", "flow")  # arrays that hold one image a row
 _OPEN_VIDEOS = 4  # that a thread keeps open
@@ -174,3 +175,30 @@ def _rows_of_videos(store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         name = store.videos["name"][video[index[wrong[0]]]]
         raise UserError(f"{store.path}: the frames of video {name!r} have holes in their grid")
     return first, index, count
+
+
+def frames_of(dataset):
+    """(video name, seconds) -> uint8 (H, W, 3), the frame on screen then, for the videos of a dataset."""
+    number = {name: i for i, name in enumerate(dataset.videos["name"])}
+
+    @lru_cache(maxsize=4)
+    def source_of(video: str):
+        path = dataset.video_path(number[video]) if video in number else None
+        if path is None:
+            raise UserError(
+                f"video {video!r} is not on disk under {dataset.root}: give --data, or --dataset and --videos"
+            )
+        try:
+            return open_source(path, grid_fps=dataset.grid_fps_of(number[video]))
+        except VideoError as error:
+            raise UserError(str(error)) from error
+
+    def frame_at(video: str, time_s: float) -> np.ndarray:
+        source = source_of(video)
+        index = source.at(np.array([time_s]))[0]
+        frame = next(source.read(index))[1]
+        if isinstance(frame, FrameError):
+            raise UserError(str(frame))
+        return frame
+
+    return frame_at

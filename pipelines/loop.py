@@ -161,9 +161,10 @@ class Loop:
                 row = self._train_epoch(step)
                 if self.world.first:
                     figures = self.task.validate()
-                    row |= self.task.columns(figures) if figures is not None else {}
+                    columns = self.task.columns(figures) if figures is not None else {}
+                    row |= columns
                     self._close_epoch(row, figures)
-                    events.add(row)
+                    events.add(row, columns)
                     say(self._line(row))
                 self.epoch, self.step = self.epoch + 1, 0
                 self._total.zero_()

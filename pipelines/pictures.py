@@ -17,7 +17,7 @@ from pipelines.run_folder import Run, open_run
 from stores import ClipDataset
 from stores.manifest import write_durable
 
-__all__ = ["attention_pictures", "class_name", "pyplot", "save_figure", "shown_clips", "training_curve"]
+__all__ = ["attention_pictures", "class_name", "pyplot", "save_figure", "show_frame", "shown_clips", "training_curve"]
 
 FrameAt = Callable[[str, float], np.ndarray]
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
@@ -106,8 +106,7 @@ def shown_clips(
         clip, video = dataset.clips[item], dataset.video_names[dataset.videos[item]]
         name, (truth, guess, right) = dataset.clip_ids[clip], _clip_words(batch, out, i, names)
         title = f"{name}     truth: {truth}     predicted: {guess}"
-        path = run.path / "pictures" / f"{picture}_{str(name).replace('/', '_')}.png"
-        shown.append(ShownClip(clip, video, title, right, path))
+        shown.append(ShownClip(clip, video, title, right, run.picture_path(picture, str(name))))
     return dataset, batch, out, shown
 
 
@@ -251,6 +250,19 @@ def training_curve(run: str | Path | Run) -> Path:
     loss.set_title(f"{run.trained} on {run.facts['dataset']['name']}, seed {run.facts['seed']}", fontsize=10)
     figure.tight_layout()
     return save_figure(figure, run.path / "pictures" / "training_curve.png")
+
+
+def show_frame(axis, frame: np.ndarray | None, edge: str, width: float = 0.5, **style) -> None:
+    """A frame (H, W, 3) on an axis without ticks, or the words that there is none, in an edge of this colour and width
+    in points. style: of `imshow`."""
+    axis.set(xticks=[], yticks=[])
+    if frame is None:
+        where = {"transform": axis.transAxes, "ha": "center", "va": "center"}
+        axis.text(0.5, 0.5, "no frame", fontsize=7.5, color="#707070", **where)
+    else:
+        axis.imshow(frame, **style)
+    for spine in axis.spines.values():
+        spine.set(color=edge, linewidth=width)
 
 
 def save_figure(figure, path: Path) -> Path:

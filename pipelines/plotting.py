@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from errors import UserError
 from extract.datasets import load_dataset
-from extract.decode import FrameError, VideoError, open_source
 from pipelines.evaluation import Place, open_scorer
 from pipelines.find_stores import own_dataset
-from pipelines.frame_reader import FrameReader
+from pipelines.frame_reader import FrameReader, frames_of
 from pipelines.pictures import FrameAt, attention_pictures, training_curve
 from pipelines.retrieval_examples import Footage
 from pipelines.run_folder import Run, open_run
 from stores.splits import split_column
 
-__all__ = ["PICTURES", "Sources", "frames_of", "plot_run"]
+__all__ = ["PICTURES", "Sources", "plot_run"]
 
 
 @dataclass(frozen=True)
@@ -224,30 +223,3 @@ def plot_run(
             paths.append(path)
             drawn(path)
     return paths
-
-
-def frames_of(dataset):
-    """(video name, seconds) -> uint8 (H, W, 3), the frame on screen then, for the videos of a dataset."""
-    number = {name: i for i, name in enumerate(dataset.videos["name"])}
-
-    @lru_cache(maxsize=4)
-    def source_of(video: str):
-        path = dataset.video_path(number[video]) if video in number else None
-        if path is None:
-            raise UserError(
-                f"video {video!r} is not on disk under {dataset.root}: give --data, or --dataset and --videos"
-            )
-        try:
-            return open_source(path, grid_fps=dataset.grid_fps_of(number[video]))
-        except VideoError as error:
-            raise UserError(str(error)) from error
-
-    def frame_at(video: str, time_s: float) -> np.ndarray:
-        source = source_of(video)
-        index = source.at(np.array([time_s]))[0]
-        frame = next(source.read(index))[1]
-        if isinstance(frame, FrameError):
-            raise UserError(str(frame))
-        return frame
-
-    return frame_at

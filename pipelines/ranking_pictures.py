@@ -10,7 +10,7 @@ import numpy as np
 
 from errors import UserError
 from heads.retrieval_metrics import retrieval_ranks
-from pipelines.pictures import pyplot, save_figure
+from pipelines.pictures import pyplot, save_figure, show_frame
 from pipelines.retrieval_examples import Examples, Footage, open_examples, wrapped
 from pipelines.retrieval_scores import similarities
 from pipelines.run_folder import Run
@@ -63,7 +63,7 @@ def ranking_pictures(
     for i, item in enumerate(examples.items):
         own = int(examples.pairs.column_of[item])
         lists = [(name, each[i]) for name, each in found]
-        path = run.path / "pictures" / f"ranking_{examples.clip_id(own).replace('/', '_')}.png"
+        path = run.picture_path("ranking", examples.clip_id(own))
         paths.append(_draw(path, examples, item, own, lists, footage, frames_shown))
     return paths
 
@@ -152,14 +152,7 @@ def _line(figure, examples: Examples, found: Found, row: int, column: int, own: 
     for i, frame in enumerate(frames):
         x = left + _LABEL + i * (_SIDE + _GAP)
         axis = figure.add_axes((x / wide, bottom / high, _SIDE / wide, tall / high))
-        axis.set(xticks=[], yticks=[])
-        if frame is None:
-            axis.text(0.5, 0.5, "no frame", transform=axis.transAxes, fontsize=7.5, color="#707070", ha="center",
-                      va="center")  # fmt: skip
-        else:
-            axis.imshow(frame)
-        for spine in axis.spines.values():
-            spine.set(color=RIGHT if right else OTHER, linewidth=2.5 if right else 0.5)
+        show_frame(axis, frame, *((RIGHT, 2.5) if right else (OTHER, 0.5)))
 
 
 def _strip(examples: Examples, column: int, footage: Footage, n: int) -> list[np.ndarray | None]:

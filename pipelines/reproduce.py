@@ -14,6 +14,7 @@ from pipelines.request import feature_roots
 from pipelines.run_folder import AnotherTraining, Run, load_tensors, open_run, rows_chosen
 from pipelines.runs_table import figures_in
 from stores import Store, open_store
+from stores.files import is_url
 from stores.manifest import storage_errors
 
 __all__ = ["Comparison", "compare_runs", "find_by_recipe", "reproduce"]
@@ -134,11 +135,9 @@ def find_by_recipe(run: Run, role: str, features: Iterable[str | Path] = ()) -> 
     """
     fact, dataset = run.facts["stores"][role], run.facts["dataset"]["name"]
     roots = feature_roots(tuple(features))
-    places = [Path(fact["path"])] + [
-        p for root in roots for end in ("zarr", "h5") for p in sorted(root.glob(f"*/*.{end}"))
-    ]
+    places = [fact["path"]] + [p for root in roots for end in ("zarr", "h5") for p in sorted(root.glob(f"*/*.{end}"))]
     for path in places:
-        if not path.exists():
+        if not (is_url(str(path)) or Path(path).exists()):
             continue
         try:
             store = open_store(path)

@@ -7,7 +7,7 @@ it too (MSR-VTT 1k-A is tested with one caption a video).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,16 @@ from stores import OK, SequenceDataset, Store
 from stores.joining import positions
 from stores.splits import split_column, split_mask
 
-__all__ = ["CachedTokens", "Captions", "Pairs", "TokenIds", "expert_array", "max_tokens_of"]
+__all__ = [
+    "CachedTokens",
+    "Captions",
+    "Pairs",
+    "TokenIds",
+    "expert_array",
+    "max_tokens_of",
+    "read_captions",
+    "video_ends",
+]
 
 # Tokens of an expert and a video at most, of MSR-VTT (METHODS of the authors' release); any other expert: 30.
 MAX_TOKENS = {"rgb": 51, "flow": 49, "scene": 31, "audio": 31, "speech": 112}
@@ -37,6 +46,27 @@ def expert_array(store: Store) -> str:
         if {array, beside} <= {*there}:
             return array
     raise no_array(store, "vector")
+
+
+def video_ends(stores: Iterable[Store], videos: np.ndarray) -> np.ndarray:
+    """(n,) seconds at which whole videos (n,) names end: as the first store has it that has a probe of one, else with
+    the last row that any store has of it; NaN where neither says."""
+    stores, end = list(stores), np.full(len(videos), np.nan)
+    places = [positions(videos, np.asarray(store.videos["name"]).astype(object)) for store in stores]
+    for store, place in zip(stores, places, strict=True):
+        for i in np.flatnonzero(np.isnan(end) & (place >= 0)):
+            end[i] = (store.probe(int(place[i])) or {}).get("duration_s") or np.nan
+    if not np.isnan(end).any():
+        return end
+    last = np.full(len(videos), np.nan)
+    for store, place in zip(stores, places, strict=True):
+        stop = store.rows["stop_s"]
+        rows = np.flatnonzero(store.visible & np.isfinite(stop) & (stop > 0))
+        of_video = np.full(len(store.videos["name"]), np.nan)
+        np.fmax.at(of_video, store.rows["video"][rows], stop[rows])
+        there = place >= 0
+        last[there] = np.fmax(last[there], of_video[place[there]])
+    return np.where(np.isnan(end), last, end)
 
 
 @dataclass(frozen=True)
@@ -113,6 +143,21 @@ class TokenIds:
         return {"ids": self.ids[captions, :longest], "mask": self.mask[captions, :longest]}
 
 
+def read_captions(
+    store: Store, network, allow_incomplete: bool, keep_bytes: int = 0
+) -> tuple[Captions, CachedTokens | TokenIds]:
+    """The captions of a store's dataset, and what the model reads of them: ids of the text network that is trained
+    too; where there is none (network None), the tokens that the store holds.
+
+    Raises UserError: a dataset without captions, a store that lacks rows of some.
+    """
+    captions = Captions.of(store)
+    if network is None:
+        return captions, CachedTokens(store, captions, allow_incomplete, keep_bytes)
+    limit = network.spec.options["max_tokens"]
+    return captions, TokenIds(lambda texts: network.encode(texts, limit)[0], captions)
+
+
 class Pairs:
     """The clips of a split with their experts, and the captions that count: items are captions.
 
@@ -161,7 +206,8 @@ class Pairs:
         return {name: {array: batch[name][array], "mask": batch[name]["mask"]} for name, array in self.arrays.items()}
 
     def times_s(self, columns: np.ndarray) -> dict[str, np.ndarray]:
-        """{expert: (B, L, 2)} seconds of the row of each token that `experts` gives, NaN where unknown."""
+        """{expert: (B, L, 2)} seconds of the row of each token that `experts` gives, NaN where unknown. Padding holds
+        zeros: the mask that `experts` gives says which it is."""
         batch = self.videos.batch(self.columns[columns])
         return {name: batch[name]["time_s"] for name in self.arrays}
 

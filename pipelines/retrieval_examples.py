@@ -10,7 +10,7 @@ import numpy as np
 
 from errors import UserError
 from pipelines.pictures import FrameAt
-from pipelines.retrieval_clips import Pairs
+from pipelines.retrieval_clips import Pairs, video_ends
 from pipelines.run_folder import Run
 
 __all__ = ["Examples", "Footage", "open_examples", "wrapped"]
@@ -67,7 +67,7 @@ class Examples:
         videos, item = self.pairs.videos, self.pairs.columns[column]
         start, stop = max(float(videos.start_s[item]), 0.0), float(videos.stop_s[item])
         if not np.isfinite(stop):
-            stop = _end(videos.stores.values(), self.video(column))
+            stop = float(video_ends(videos.stores.values(), np.array([self.video(column)], object))[0])
         return start + (np.arange(n) + 0.5) / n * (stop - start)
 
     def words(self) -> list[list[str]]:
@@ -114,18 +114,3 @@ def open_examples(
 def wrapped(text: str, inches: float, points: float = 10) -> str:
     """A text in lines that fit so many inches at this size."""
     return "\n".join(textwrap.wrap(text, max(20, int(inches * 72 / (0.55 * points))))) or " "
-
-
-def _end(stores, video: str) -> float:
-    """Seconds at which a video ends: as a store's probe has it, else its last row; NaN where neither says."""
-    known = [float("nan")]
-    for store in stores:
-        if video not in {str(name) for name in store.videos["name"]}:
-            continue
-        probe = store.probe(video)
-        if probe and probe.get("duration_s"):
-            return float(probe["duration_s"])
-        known.append(float(np.nanmax(store.rows["stop_s"][store.rows["video"] == store.video_index(video)],
-                                     initial=-np.inf)))  # fmt: skip
-    known = [time for time in known if np.isfinite(time) and time > 0]
-    return max(known, default=float("nan"))

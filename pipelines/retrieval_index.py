@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,9 +22,11 @@ from pipelines.devices import pick_device
 from pipelines.find_stores import stores_of_datasets
 from pipelines.lineage import descent
 from pipelines.request import feature_roots
-from pipelines.retrieval_clips import CachedTokens, Captions, TokenIds, expert_array, max_tokens_of
+from pipelines.retrieval_clips import expert_array, max_tokens_of, read_captions, video_ends
+from pipelines.retrieval_embeddings import CAPTIONS, VIDEOS
 from pipelines.retrieval_training import TEXT, RetrievalSchedule
 from pipelines.run_folder import Run, open_run
+from pipelines.search_keys import make_keys
 from stores import (
     ABSENT,
     OK,
@@ -40,21 +42,18 @@ from stores import (
     recipe_difference,
 )
 from stores.joining import positions, same_dataset
+from stores.manifest import canonical_json
 from stores.splits import split_mask
 
 __all__ = [
     "ALL",
-    "CAPTIONS",
-    "VIDEOS",
     "build_index",
     "index_layout",
     "index_path",
     "open_index",
     "opened_stores",
-    "read_embeddings",
 ]
 
-VIDEOS, CAPTIONS = "videos", "captions"  # what an index is of
 ALL = "all"  # every clip, whatever split
 UNIT_ROWS = 1024
 _AT_ONCE = 64
@@ -95,13 +94,12 @@ def build_index(
         MachineError: a write failed; what was committed stays.
     """
     from pipelines.retrieval_model import embedded, trained_model
-    from pipelines.search_keys import make_keys
 
     run = _retrieval_run(run)
     device = pick_device(device)
     model, network, _ = trained_model(run)
     schedule = RetrievalSchedule(**run.facts["training"])
-    opened = _stores_of(run, _roles(run, of), stores, dataset, tuple(features), say)
+    opened = _stores_of(run, of, stores, dataset, tuple(features), say)
     name = same_dataset(opened)
     if of == VIDEOS:
         source = _videos(model, opened, split, schedule, run.facts["seed"], allow_incomplete)
@@ -181,18 +179,6 @@ def open_index(run: Run, path: str | Path | None = None, of: str = VIDEOS, datas
     return store
 
 
-def read_embeddings(store: Store, rows: np.ndarray) -> dict:
-    """{name: (len(rows), ...) tensor} of rows of an index, as the head's `similarity` takes them."""
-    import torch
-
-    out = {}
-    for name, spec in store.manifest.arrays.items():
-        if name in store.manifest.spec["embeddings"]:
-            values = store.read(name, rows)
-            out[name] = torch.from_numpy(values.astype(bool) if spec.dtype == "int8" else values)
-    return out
-
-
 # --- what is embedded ---
 
 
@@ -225,10 +211,10 @@ def _videos(model, experts: Mapping[str, Store], split: str, schedule, seed: int
         batch = data.batch(order[items])
         return {role: {array: batch[role][array], "mask": batch[role]["mask"]} for role, array in arrays.items()}
 
-    stop = data.stop_s[order]
-    whole = ~np.isfinite(stop)
-    stop[whole] = _ends(experts, data.video_names)[data.videos[order][whole]]
-    rows = _rows(data.videos[order], data.clips[order], np.zeros(len(order)), data.start_s[order], stop)
+    rows = _rows(
+        experts, data.video_names, data.videos[order], data.clips[order], np.zeros(len(order)), data.start_s[order],
+        data.stop_s[order],
+    )  # fmt: skip
     encode = model.head.encode_video
     return _Source(
         first, rows, read, encode, lambda items, values: values["present"].any(dim=1).numpy(), _shapes(read, encode)
@@ -237,11 +223,7 @@ def _videos(model, experts: Mapping[str, Store], split: str, schedule, seed: int
 
 def _captions(model, network, stores: Mapping[str, Store], split: str, allow_incomplete: bool) -> _Source:
     first = next(iter(stores.values()))
-    captions = Captions.of(first)
-    if network is None:
-        text = CachedTokens(first, captions, allow_incomplete, 0)
-    else:
-        text = TokenIds(lambda texts: network.encode(texts, network.spec.options["max_tokens"])[0], captions)
+    captions, text = read_captions(first, network, allow_incomplete)
     clips = first.clips
     clip = positions(captions.clip, np.asarray(clips["id"]).astype(object))
     wanted = np.ones(len(clip), bool)
@@ -261,18 +243,25 @@ def _captions(model, network, stores: Mapping[str, Store], split: str, allow_inc
     def read(items: np.ndarray) -> dict:
         return text.batch(order[items])
 
-    rows = _rows(video[order], clip[order], captions.k[order], start, stop)
+    names = np.asarray(first.videos["name"]).astype(object)
+    rows = _rows(stores, names, video[order], clip[order], captions.k[order], start, stop)
     return _Source(first, rows, read, encode, lambda items, _: text.there[order[items]], _shapes(read, encode))
 
 
-def _rows(video, clip, k, start, stop) -> dict[str, np.ndarray]:
+def _rows(stores: Mapping[str, Store], names, video, clip, k, start, stop) -> dict[str, np.ndarray]:
+    """The table of an index. names: (videos,), which `video` counts; where a clip is a whole video, the stores say when
+    it ends."""
+    whole = ~np.isfinite(stop)
+    asked, of = np.unique(video[whole], return_inverse=True)
+    stop = stop.copy()
+    stop[whole] = video_ends(stores.values(), names[asked])[of]
     return {
         "video": video.astype(np.int32),
         "clip": clip.astype(np.int32),
         "k": k.astype(np.int32),
         "draw": np.zeros(len(clip), np.int16),
         "start_s": np.where(np.isfinite(start), start, 0.0),
-        "stop_s": np.where(np.isfinite(stop), stop, np.nan),
+        "stop_s": stop,
     }
 
 
@@ -292,17 +281,6 @@ def _stored(value) -> np.ndarray:
     """A tensor as the store holds it."""
     array = value.numpy()
     return array.astype(np.int8 if array.dtype == bool else np.float32)
-
-
-def _ends(stores: Mapping[str, Store], videos: np.ndarray) -> np.ndarray:
-    """(videos,) seconds at which each ends, as far as the rows of any store reach; NaN where none tells."""
-    end = np.full(len(videos), np.nan)
-    for store in stores.values():
-        place = positions(np.asarray(store.videos["name"]).astype(object), videos)
-        rows = np.flatnonzero(store.visible)
-        video = place[store.rows["video"][rows]]
-        np.fmax.at(end, video[video >= 0], store.rows["stop_s"][rows][video >= 0])
-    return end
 
 
 # --- the store ---
@@ -370,11 +348,20 @@ def _hash_of(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _content(store: Store) -> dict:
-    """Which values a store has now: by its recipe, dataset and rows, and by its seal where it has one."""
+    """Which values a store has now: by its recipe and dataset, and by its seal; where it has none, by which rows have
+    values, and by what was found in their videos, which a repair of changed videos writes anew."""
     seal, name = store.manifest.seal, store.manifest.dataset.get("name")
-    status = hashlib.sha256(store.status().tobytes()).hexdigest()
-    rows = {"seal": seal["digests"]} if seal else {"rows": store.manifest.n_rows, "status": status}
+    rows = {"seal": seal["digests"]} if seal else {"rows": store.manifest.n_rows, **_unsealed_content(store)}
     return {"dataset": name, "recipe": store.manifest.recipe_hash, **rows}
+
+
+def _unsealed_content(store: Store) -> dict[str, str]:
+    seen = np.unique(store.rows["video"][store.ok])
+    probes = canonical_json([store.probe(int(video)) for video in seen])
+    return {
+        "status": hashlib.sha256(store.status().tobytes()).hexdigest(),
+        "probes": hashlib.sha256(probes).hexdigest(),
+    }
 
 
 def _changed(path: str, fact: Mapping) -> bool:
@@ -395,14 +382,18 @@ def _retrieval_run(run: str | Path | Run) -> Run:
     return run
 
 
-def opened_stores(run: Run, roles: Iterable[str], moved: Mapping[str, object] | None = None) -> dict[str, Store]:
-    """{role: store} of some of a run's stores. moved: as of `Run.open_stores`. Raises UserError as that does."""
-    known = run.facts["stores"]
+def opened_stores(run: Run, roles: Sequence[str], moved: Mapping[str, object] | None, reader: str) -> dict[str, Store]:
+    """{role: store} of some of a run's stores. moved: as of `Run.open_stores`; reader: what reads them, for messages.
+
+    Raises UserError as `Run.open_stores`, and for a moved store of another role, which nothing would read.
+    """
     for role in moved or {}:
-        if role not in known:
-            raise UserError(f"{run.path}: {run.trained} reads no {role} store; it reads {', '.join(known)}")
-    some = Run(run.path, {**run.facts, "stores": {role: known[role] for role in roles}})
-    return some.open_stores({role: store for role, store in (moved or {}).items() if role in roles})
+        if role not in roles:
+            raise UserError(
+                f"--store {role}: {reader} of {run.path} reads no {role} store; it reads {', '.join(roles)}"
+            )
+    some = Run(run.path, {**run.facts, "stores": {role: run.facts["stores"][role] for role in roles}})
+    return some.open_stores(moved)
 
 
 def _roles(run: Run, of: str) -> list[str]:
@@ -414,13 +405,13 @@ def _roles(run: Run, of: str) -> list[str]:
 
 
 def _stores_of(
-    run: Run, roles: list[str], moved: Mapping[str, object] | None, dataset: str | None, features: tuple, say
+    run: Run, of: str, moved: Mapping[str, object] | None, dataset: str | None, features: tuple, say
 ) -> dict[str, Store]:
     """{role: store}: those given, else of `dataset` under `features`, else those that the run was trained on."""
-    given = dict(moved or {})
+    given, roles = dict(moved or {}), _roles(run, of)
     if dataset or features:
         given = _found(run, [role for role in roles if role not in given], dataset, features, say) | given
-    return opened_stores(run, roles, given)
+    return opened_stores(run, roles, given, f"the index of {of}")
 
 
 def _found(run: Run, roles: list[str], dataset: str | None, features: tuple, say) -> dict[str, Path]:

@@ -45,7 +45,7 @@ def predict_similarities(
     model, data, metadata = open_retrieval(run, stores, device, allow_incomplete)
     pairs = data.pairs(split)
     matrix = similarities(model, pairs, np.arange(len(pairs)), device, data.schedule.precision)
-    path = Path(out) if out is not None else run.path / f"scores_{split.replace(':', '-')}.npz"
+    path = Path(out) if out is not None else run.scores_path(split)
     ids = pairs.videos.clip_ids[pairs.videos.clips[pairs.columns]]
     text = {"captions": pairs.captions.text[pairs.rows], "ids": ids}
     body = io.BytesIO()

@@ -33,7 +33,7 @@ from pipelines.loop import Loop, Schedule, batches_of, check_fit, seeded, train
 from pipelines.needed_arrays import no_array
 from pipelines.provenance import run_facts
 from pipelines.request import feature_roots
-from pipelines.retrieval_clips import CachedTokens, Captions, Pairs, TokenIds, expert_array, max_tokens_of
+from pipelines.retrieval_clips import Pairs, expert_array, max_tokens_of, read_captions
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
 from pipelines.settings import parse_settings, part_of, settings_of
 from pipelines.world import take_place
@@ -153,7 +153,7 @@ def train_retrieval(
     if module is not None:
         shapes = {TEXT: {"tokens": module.spec.outputs["tokens"][0]}, **shapes}
     config = head_class.Config(**{**part_of(chosen, head_class.Config), **head_class.dims(shapes)})
-    if not getattr(config, "mask_padding", True):
+    if not getattr(config, "mask_padding", True) and hasattr(config, "padded"):
         most = max_tokens_of(config.experts, schedule.max_tokens)
         config = replace(config, padded=(shapes[TEXT]["tokens"][0], *most.values()))
     torch.manual_seed(seed)
@@ -303,13 +303,8 @@ class _Data:
     def __init__(self, stores: Mapping[str, Store], network, schedule: RetrievalSchedule, seed, allow_incomplete):
         self.experts = {role: store for role, store in stores.items() if role != TEXT}
         self.network, self.schedule, self.seed, self.allow_incomplete = network, schedule, seed, allow_incomplete
-        if network is None:
-            self.captions = Captions.of(stores[TEXT])
-            self.text = CachedTokens(stores[TEXT], self.captions, allow_incomplete, KEEP_BYTES)
-        else:
-            self.captions = Captions.of(next(iter(self.experts.values())))
-            limit = network.spec.options["max_tokens"]
-            self.text = TokenIds(lambda texts: network.encode(texts, limit)[0], self.captions)
+        first = stores[TEXT] if network is None else next(iter(self.experts.values()))
+        self.captions, self.text = read_captions(first, network, allow_incomplete, KEEP_BYTES)
 
     def pairs(self, split: str, pick: str = "even", keep_bytes: int = 0) -> Pairs:
         return Pairs(

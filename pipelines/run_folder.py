@@ -10,7 +10,7 @@
     pictures/            attention over boxes, training curve ...
     index/               embeddings for search
 
-Every file is written whole or not at all.
+Every file is written whole or not at all, but those of tensorboard/, which that library appends to.
 """
 
 import csv
@@ -26,9 +26,19 @@ import numpy as np
 from errors import UserError
 from heads import create_head, get_head
 from stores import open_store
+from stores.files import is_url
 from stores.manifest import recipe_difference, storage_errors, write_durable
 
-__all__ = ["AnotherTraining", "Run", "load_tensors", "open_run", "rows_chosen", "save_tensors", "store_facts"]
+__all__ = [
+    "AnotherTraining",
+    "Run",
+    "load_tensors",
+    "open_run",
+    "rows_chosen",
+    "save_tensors",
+    "store_facts",
+    "whereabouts",
+]
 
 _ASIDE = ("made", "format", "unknown_ancestors")  # may differ between a run and its resumption, or follow from others
 
@@ -116,7 +126,7 @@ class Run:
         for role in dict.fromkeys([*self.facts["stores"], *moved]):
             store = moved[role] if role in moved else self._place(role)
             if isinstance(store, (str, Path)):
-                path = Path(store).resolve()
+                path = whereabouts(store)
                 if path not in by_path:  # a store in two roles is opened, and later read, once
                     by_path[path] = open_store(path)
                 store = by_path[path]
@@ -126,7 +136,7 @@ class Run:
 
     def _place(self, role: str) -> str:
         path = self.facts["stores"][role]["path"]
-        if not Path(path).exists():
+        if not is_url(path) and not Path(path).exists():
             raise UserError(
                 f"{self.path}: its {role} store is not at {path} any more; say where it is now with"
                 f" {self.moved_option(role)} (of evaluate, predict, plot and reproduce)"
@@ -160,6 +170,10 @@ class Run:
         """What `predict` writes of a split where nobody says otherwise."""
         return self.path / f"scores_{_in_names(split)}.npz"
 
+    def picture_path(self, kind: str, shown: str) -> Path:
+        """`pictures/<kind>_<id>.png`: a picture of what has this id, which may have slashes."""
+        return self.path / "pictures" / f"{kind}_{shown.replace('/', '_')}.png"
+
     def log(self) -> list[dict]:
         """log.csv as one dict an epoch, numbers as floats; empty cells are left out."""
         if not (self.path / "log.csv").is_file():
@@ -188,7 +202,7 @@ class Run:
 
 def open_run(path: str | Path) -> Run:
     """A run that `train_head` made. Raises UserError when there is none at `path`."""
-    path = Path(path)
+    path = _named(path)
     try:
         facts = json.loads((path / "run.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -206,7 +220,7 @@ def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
     Where the stores have moved since, run.json names their new places from then on. Raises UserError when another
     training lives there (the message lists the fields that differ) or the folder cannot be made.
     """
-    path = Path(path)
+    path = _named(path)
     facts = json.loads(json.dumps({"format": 1, **facts}))
     with storage_errors(path):
         begun = (path / "run.json").is_file()
@@ -227,6 +241,12 @@ def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
     return run, False
 
 
+def _named(path: str | Path) -> Path:
+    """A folder's path with its name at the end, which `.` and `..` lack: lineage and neighbours go by it."""
+    path = Path(path)
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def _in_names(split: str) -> str:
     """A split (`1:test`) as file names have it: the colon is no letter of a name on every system."""
     return split.replace(":", "-")
@@ -241,12 +261,17 @@ def store_facts(store) -> dict:
     """How a run names a store: where it lay, its recipe, its seal, which rows it has, and whose weights made it."""
     manifest = store.manifest
     return {
-        "path": str(Path(store.path).resolve()),
+        "path": whereabouts(store.path),
         "recipe": manifest.recipe_hash,
         "recipe_fields": manifest.recipe,
         "seal": manifest.seal,
         "rows": rows_chosen(store),
     }
+
+
+def whereabouts(path: str | Path) -> str:
+    """Where a store lies, wherever one stands: a URL as it is."""
+    return str(path) if is_url(path) else str(Path(path).resolve())
 
 
 def rows_chosen(store) -> dict:

@@ -11,7 +11,7 @@ import numpy as np
 
 from errors import UserError, count_of
 from heads.published import published
-from pipelines.pictures import COLOURS, FrameAt, pyplot, save_figure
+from pipelines.pictures import COLOURS, FrameAt, pyplot, save_figure, show_frame
 from pipelines.protocols import dataset_family
 from pipelines.recogniser_clips import middles
 from pipelines.run_folder import Run
@@ -59,7 +59,7 @@ def sampler_pictures(
         title = f"{name}     truth: {truth}     predicted: {said(int(logits[i].argmax()))}"
         title += f"     {int(picked[i].sum())} of {count_of(int(mask.sum()), 'frame')}"
         frames, scores = [frame_at(video, time) for time in times], seen.scores[i].numpy()[mask]
-        path = run.path / "pictures" / f"strip_{name.replace('/', '_')}.png"
+        path = run.picture_path("strip", name)
         paths.append(strip(path, frames, scores, picked[i].numpy()[mask], title, times))
     return paths
 
@@ -129,16 +129,8 @@ def strip(
         left = (0.1 + side * column) / wide
         bottom = (high - 0.42 - (tall + 0.46) * (line + 1) + 0.46) / high
         axis = figure.add_axes((left + 0.05 / wide, bottom, (side - 0.1) / wide, tall / high))
-        if there[i]:
-            axis.imshow(frames[i], aspect="auto", alpha=1.0 if picked[i] else 0.45)
-        else:
-            style = {"fontsize": 8, "color": "#707070", "ha": "center", "va": "center"}
-            axis.text(0.5, 0.5, "no frame", transform=axis.transAxes, **style)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        colour = _PICKED if picked[i] else _LEFT
-        for spine in axis.spines.values():
-            spine.set(color=colour, linewidth=3 if picked[i] else 0.5)
+        colour, width, alpha = (_PICKED, 3.0, 1.0) if picked[i] else (_LEFT, 0.5, 0.45)
+        show_frame(axis, frames[i] if there[i] else None, colour, width, aspect="auto", alpha=alpha)
         bar = figure.add_axes((left + 0.05 / wide, bottom - 0.12 / high, (side - 0.1) / wide, 0.07 / high))
         bar.barh(0, scores[i] / largest if there[i] else 0, color=colour, height=1)
         bar.set(xlim=(0, 1), ylim=(-0.5, 0.5))

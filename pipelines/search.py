@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ from errors import UserError
 from extract.datasets import load_dataset
 from pipelines.devices import autocast, pick_device, to_device
 from pipelines.find_stores import own_dataset
+from pipelines.frame_reader import frames_of
 from pipelines.known_weights import network_behind
 from pipelines.pictures import FrameAt
-from pipelines.plotting import frames_of
 from pipelines.request import some_of
-from pipelines.retrieval_index import CAPTIONS, VIDEOS, index_path, open_index, opened_stores, read_embeddings
+from pipelines.retrieval_embeddings import CAPTIONS, VIDEOS, read_embeddings
+from pipelines.retrieval_index import index_path, open_index, opened_stores
 from pipelines.retrieval_model import trained_model
 from pipelines.retrieval_training import TEXT
 from pipelines.run_folder import Run, open_run
@@ -74,16 +76,16 @@ def compare(
     keys: Keys,
     of: str,
     n: int,
-    over: int | None = None,
+    candidates: int | None = None,
     clock: Clock | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows of an index, their scores), the n best for one query, best first.
 
-    query: embeddings of one text, where the index is of VIDEOS; of one video, where it is of CAPTIONS. over: rows that
-    are scored exactly [PER_HIT a hit, LEAST_COMPARED at least].
+    query: embeddings of one text, where the index is of VIDEOS; of one video, where it is of CAPTIONS. candidates:
+    rows that are scored exactly [PER_HIT a hit, LEAST_COMPARED at least].
     """
     clock = clock or Clock()
-    over = max(n, over or max(LEAST_COMPARED, PER_HIT * n))
+    candidates = max(n, candidates or max(LEAST_COMPARED, PER_HIT * n))
     with clock.step("candidates"), torch.inference_mode(), one_thread():
         if of == VIDEOS:
             dots = {name: values[None] for name, values in keys.dots(head.text_parts(query)).items()}
@@ -91,7 +93,7 @@ def compare(
         else:
             dots = {name: values[:, None] for name, values in keys.dots(head.video_parts(query)).items()}
             score = head.combined(dots, keys.short, query)[:, 0]
-        best = torch.topk(score, min(over, len(score)), sorted=False).indices.numpy()
+        best = torch.topk(score, min(candidates, len(score)), sorted=False).indices.numpy()
         rows = np.sort(keys.rows[best])
     with clock.step("re-scoring"), torch.inference_mode(), one_thread():
         found = read_embeddings(store, rows)
@@ -106,7 +108,8 @@ class Searcher:
     run: of train-head t2vlad, mee, ce or global_only. index: of its videos [`retrieval_index.index_path`]; that of the
     captions lies beside it. stores: {"text": store} of token features that has moved since. weights: of the text
     network that made them, where it was not trained too.
-    Raises UserError: no retrieval run, no index, one of another run or of other stores, weights that are not found.
+    Raises UserError: no retrieval run, no index, one of another run or of other stores, weights that are not found;
+    stores or weights that a search of this run, or of this kind, does not read.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class Searcher:
             self.run = run if isinstance(run, Run) else open_run(run)
             self.of, self.device = of, pick_device(device)
             self.videos = open_index(self.run, index)
+            self._refuse_unread(stores, weights)
             self.store = self.videos
             if of == CAPTIONS:
                 dataset = self.videos.manifest.dataset["name"]
@@ -138,7 +142,7 @@ class Searcher:
                 self._tokens = self._reader(network, stores, weights)
         self.loading_s = clock.seconds["loading"]
 
-    def text(self, text: str, n: int = 10, over: int | None = None) -> dict:
+    def text(self, text: str, n: int = 10, candidates: int | None = None) -> dict:
         """The n clips that fit a text best, as plain data (see `_found`)."""
         if not text.strip():
             raise UserError('an empty query: say what is looked for, such as "a man cuts a potato"')
@@ -146,27 +150,27 @@ class Searcher:
         with clock.step("encoding"), torch.inference_mode(), autocast(self.device, self.precision):
             query = self.model.head.encode_text(self.model.tokens(to_device(self._tokens(text), self.device)))
             query = {name: value.cpu() for name, value in query.items()}
-        facts = self._found(text, query, n, over, clock)
+        facts = self._found(text, query, n, candidates, clock)
         experts = self.model.head.config.experts
         return {**facts, "weights": dict(zip(experts, query["weights"][0].tolist(), strict=True))}
 
-    def video(self, name: str, n: int = 10, over: int | None = None) -> dict:
+    def video(self, name: str, n: int = 10, candidates: int | None = None) -> dict:
         """The n captions of the dataset that fit a clip, or a video of one clip, best."""
         clock = Clock()
         with clock.step("encoding"):
             row = self._row_of(name)
             query = read_embeddings(self.videos, np.array([row]))
-        return {**self._found(name, query, n, over, clock), "own": self._place(self.videos, row)}
+        return {**self._found(name, query, n, candidates, clock), "own": self._place(self.videos, row)}
 
     # --- what is told ---
 
-    def _found(self, query: str, embedded: Embeddings, n: int, over: int | None, clock: Clock) -> dict:
+    def _found(self, query: str, embedded: Embeddings, n: int, candidates: int | None, clock: Clock) -> dict:
         """{"query", "run", "index", "of", "dataset", "indexed": rows looked through, "hits": [{"score", "clip",
         "video", "start_s", "stop_s" (None: to the end), "captions"}], "seconds": {"loading", "encoding", "candidates",
         "re-scoring"}}."""
         if n < 1:
             raise UserError(f"-n must be at least 1, got {n}")
-        rows, scores = compare(self.head, embedded, self.store, self.keys, self.of, n, over, clock)
+        rows, scores = compare(self.head, embedded, self.store, self.keys, self.of, n, candidates, clock)
         hits = [{"score": float(s), **self._place(self.store, int(row))} for row, s in zip(rows, scores, strict=True)]
         return {
             "query": query,
@@ -181,19 +185,29 @@ class Searcher:
 
     def _place(self, store: Store, row: int) -> dict:
         """Which clip a row is of, and what the dataset says of it; of an index of captions the one of the row."""
-        rows, stop, told = store.rows, float(store.rows["stop_s"][row]), store.texts
+        rows, told = store.rows, store.texts
         clip, captions = int(rows["clip"][row]), []
+        name, stop = str(store.clips["id"][clip]), float(rows["stop_s"][row])
+        if not np.isfinite(stop):
+            stop = self._clip_ends.get(name, stop)
         if told is not None:
             captions = [str(text) for text in told["caption"][told["clip"] == clip]]
         if store.manifest.recipe["index"] == CAPTIONS:
             captions = [captions[int(rows["k"][row])]]
         return {
-            "clip": str(store.clips["id"][clip]),
+            "clip": name,
             "video": str(store.videos["name"][rows["video"][row]]),
             "start_s": float(rows["start_s"][row]),
             "stop_s": stop if np.isfinite(stop) else None,
             "captions": captions,
         }
+
+    @cached_property
+    def _clip_ends(self) -> dict[str, float]:
+        """{clip id: seconds} of the indexed clips: a store of tokens does not know where a whole video ends."""
+        rows = self.videos.rows
+        ids = np.asarray(self.videos.clips["id"]).astype(object)[rows["clip"]]
+        return dict(zip(ids.tolist(), rows["stop_s"].tolist(), strict=True))
 
     def frames(
         self, dataset: str | None = None, data: str | Path | None = None, videos: str | Path | None = None
@@ -220,6 +234,17 @@ class Searcher:
             return None
         return Path(index).parent / index_path(self.run, Path(index).stem, CAPTIONS).name
 
+    def _refuse_unread(self, stores: Mapping[str, object] | None, weights: str | None) -> None:
+        """Refuses stores and weights where no text is read, or only by the network that the run trained."""
+        given = [*(f"--store {role}" for role in stores or {}), *(["--weights"] if weights is not None else [])]
+        if given and self.of == CAPTIONS:
+            raise UserError(f"{' and '.join(given)}: a search for a clip's captions reads nothing but the indexes")
+        if given and TEXT not in self.run.facts["stores"]:
+            raise UserError(
+                f"{' and '.join(given)}: {self.run.path} trained its text network too, so a text is read by that one"
+                " and by nothing else"
+            )
+
     def _reader(self, network, stores, weights: str | None) -> Callable[[str], dict[str, np.ndarray]]:
         """text -> what the model reads: ids of the network that it trained, or tokens as its store of them has them."""
         if network is not None:
@@ -230,12 +255,14 @@ class Searcher:
                 return {"ids": found, "mask": np.ones(found.shape, bool)}
 
             return ids
-        store = opened_stores(self.run, [TEXT], stores)[TEXT]
+        store = opened_stores(self.run, [TEXT], stores, "a search by text")[TEXT]
         if "created_with" not in store.manifest.spec:
             raise UserError(f"{store.path} was imported: no network is known here that would read a typed text alike")
         frozen = network_behind(store, weights, beside=self.run.path.parent)
         frozen.keep = ("tokens", "n_tokens")
-        frozen.to(self.device, store.manifest.recipe["precision"])
+        precision = store.manifest.recipe["precision"]
+        on_cpu = torch.device(self.device).type == "cpu"
+        frozen.to(self.device, "fp32" if on_cpu and precision == "fp16" else precision)  # no CPU computes in fp16
         spec = store.manifest.arrays["tokens"]
 
         def tokens(text: str) -> dict[str, np.ndarray]:

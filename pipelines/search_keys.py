@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from errors import UserError
-from pipelines.retrieval_index import VIDEOS, read_embeddings
+from pipelines.retrieval_embeddings import VIDEOS, read_embeddings
 from pipelines.run_folder import load_tensors, save_tensors
 from stores import Store
 

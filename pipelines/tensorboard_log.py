@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 __all__ = ["TensorBoardLog"]
@@ -20,8 +20,9 @@ class TensorBoardLog:
         self._folder, self._epochs = folder, epochs
         self._writer = None
 
-    def add(self, row: Mapping[str, float]) -> None:
-        """Write an epoch's line of log.csv: val_verb_top1 as val/verb_top1, loss as train/loss."""
+    def add(self, row: Mapping[str, float], validation: Collection[str]) -> None:
+        """Write an epoch's line of log.csv: loss as train/loss; of the columns that are figures of the validation,
+        val_verb_top1 as val/verb_top1, t2v_MdR as val/t2v_MdR."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # an extra, and log.csv holds the same
@@ -30,7 +31,7 @@ class TensorBoardLog:
             self._writer = SummaryWriter(str(self._folder), purge_step=self._epochs + 1)
         for name, value in row.items():
             if name != "epoch":
-                part = "val" if name.startswith("val_") else "train"
+                part = "val" if name in validation else "train"
                 self._writer.add_scalar(f"{part}/{name.removeprefix('val_')}", value, int(row["epoch"]))
         self._writer.flush()
 

@@ -334,7 +334,7 @@ def sync_folder(path: str | os.PathLike) -> None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EACCES, errno.EEXIST, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_REFUSED = {errno.EACCES, errno.EEXIST, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
 @contextlib.contextmanager
@@ -351,7 +351,8 @@ def storage_errors(path: str | os.PathLike) -> Iterator[None]:
 def storage_error(path: str | os.PathLike, code: int | None, reason: str) -> MachineError | UserError:
     """The error to raise when writing `path` failed with this errno."""
     if code in _REFUSED:
-        return UserError(f"cannot write {path}: {reason}; choose a folder that you may write to")
+        remedy = "name a file in it" if code == errno.EISDIR else "choose a folder that you may write to"
+        return UserError(f"cannot write {path}: {reason}; {remedy}")
     if code in _FULL:
         return MachineError(
             f"no space left to write {path} ({reason}). All that was committed before is safe: "

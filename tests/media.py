@@ -1,5 +1,6 @@
 """Odd test videos, made with PyAV alone, and a decode of them that is independent of the project's."""
 
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def x264(**params) -> dict:
 def x265(**params) -> dict:
     silent = {**params, "scenecut": 0, "log-level": "none"}
     return {"x265-params": ":".join(f"{k.replace('_', '-')}={v}" for k, v in silent.items())}
+
+
+def when_asked_for(made: Mapping[str, tuple], folder: Path) -> Callable[[str], Path]:
+    """name -> path in `folder` of one of {name: (maker(path), ...)}, written when first asked for."""
+
+    def path(name: str) -> Path:
+        if not (folder / name).exists():
+            made[name][0](folder / name)
+        return folder / name
+
+    return path
 
 
 def two_streams(path: Path, n: int = 40) -> Path:

@@ -35,15 +35,7 @@ SHARED = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """made(name) -> path of one of MADE, written when first asked for."""
-    folder = tmp_path_factory.mktemp("videos")
-
-    def path(name):
-        if not (folder / name).exists():
-            MADE[name][0](folder / name)
-        return folder / name
-
-    return path
+    return media.when_asked_for(MADE, tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture

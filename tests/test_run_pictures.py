@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
 from synthetic_stores import all_stores
 from test_spaced_clips import map_store, trained
 
@@ -17,6 +18,7 @@ from pipelines import plotting, train_head
 from pipelines.confusion_pictures import class_gains, confusion
 from pipelines.evaluated_clips import ClipScorer
 from pipelines.feature_pictures import tsne
+from pipelines.pictures import show_frame
 from pipelines.run_folder import Run, open_run
 
 
@@ -67,6 +69,22 @@ def names(paths):
 
 
 # --- what is drawn of which run ---
+
+
+def test_a_picture_of_an_id_with_slashes_is_one_file(tmp_path):
+    assert Run(tmp_path, {}).picture_path("strip", "P01/a/b") == tmp_path / "pictures" / "strip_P01_a_b.png"
+
+
+def test_a_frame_that_is_not_there_is_said_in_its_place():
+    _, (one, other) = plt.subplots(1, 2)
+    show_frame(one, frame_at("v", 0.0), "#ff0000", 3, alpha=0.5)
+    show_frame(other, None, "#00ff00")
+    assert [len(axis.images) for axis in (one, other)] == [1, 0] and one.images[0].get_alpha() == 0.5
+    assert [[text.get_text() for text in axis.texts] for axis in (one, other)] == [[], ["no frame"]]
+    edges = [spine for axis in (one, other) for spine in axis.spines.values()]
+    assert [to_hex(spine.get_edgecolor()) for spine in edges] == ["#ff0000"] * 4 + ["#00ff00"] * 4
+    assert [spine.get_linewidth() for spine in edges] == [3] * 4 + [0.5] * 4
+    plt.close()
 
 
 def test_every_run_has_its_usual_pictures(runs, videos):

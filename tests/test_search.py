@@ -11,16 +11,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from test_retrieval_training import N, expert_store, run_of, small_text_network
+from test_retrieval_training import N, expert_store, run_of, small_text_network, text_store
 
 import pipelines.retrieval_index as retrieval_index
 import pipelines.search_keys as search_keys
 from cli import main
 from errors import UserError
+from extract.networks.base import Network
 from heads import get_head, list_heads
 from heads.text_video import TextVideoHead
 from pipelines import Extraction, extract
-from pipelines.retrieval_index import CAPTIONS, build_index, index_path, open_index, read_embeddings
+from pipelines.retrieval_embeddings import CAPTIONS, read_embeddings
+from pipelines.retrieval_index import build_index, index_path, open_index
 from pipelines.retrieval_model import embed_texts, embed_videos
 from pipelines.retrieval_training import open_retrieval
 from pipelines.run_folder import open_run
@@ -125,18 +127,24 @@ def test_parts_make_the_similarity_up(head):
     assert torch.allclose(whole, expected, atol=1e-5)
 
 
-def test_a_query_is_read_as_the_cached_tokens_were_made(tmp_path):
-    """A run on a store of tokens: what is typed goes through the network that made them, and its rounding."""
-    network = small_text_network(tmp_path / "bert")
-    expert_store(tmp_path, "rgb", seed=1)
+def run_on_tokens(folder, **options):
+    """A run of mee on a store of tokens that a text network made."""
+    network = small_text_network(folder / "bert")
+    expert_store(folder, "rgb", seed=1)
     said = [f"the {word} is here" for word in ("cat", "dog", "red box", "egg", "pan", "hat")] * (N // 6)
     lines = [f"v{i},0,,c{i},{'train' if i < 24 else 'val'},{i} {text}" for i, text in enumerate(said)]
-    (tmp_path / "toy.csv").write_text("\n".join(["video,start,stop,id,split,caption", *lines]))
+    (folder / "toy.csv").write_text("\n".join(["video,start,stop,id,split,caption", *lines]))
     request = Extraction(
-        str(tmp_path / "toy.csv"), backbone=network, videos=tmp_path, features=(tmp_path,), name="words", missing="skip"
-    )
+        str(folder / "toy.csv"), backbone=network, videos=folder, features=(folder,), name="words", missing="skip",
+        **options,
+    )  # fmt: skip
     extract(request, device="cpu")
-    run = run_of(tmp_path, tmp_path / "run", "mee", set={"epochs": 1})
+    return run_of(folder, folder / "run", "mee", set={"epochs": 1})
+
+
+def test_a_query_is_read_as_the_cached_tokens_were_made(tmp_path):
+    """A run on a store of tokens: what is typed goes through the network that made them, and its rounding."""
+    run = run_on_tokens(tmp_path)
     build_index(run, say=quiet)
     build_index(run, of=CAPTIONS, say=quiet)
     similarity, texts, clips = exact(run)
@@ -145,9 +153,25 @@ def test_a_query_is_read_as_the_cached_tokens_were_made(tmp_path):
         assert hit["score"] == pytest.approx(similarity[3, clips.index(hit["clip"])], abs=1e-5)
     found = Searcher(run, of=CAPTIONS, say=quiet).video("c3", n=1)["hits"][0]
     assert found["score"] == pytest.approx(similarity[:, clips.index("c3")].max(), abs=1e-5)
+    assert np.isnan(open_index(open_run(run), of=CAPTIONS).rows["stop_s"]).all()  # tokens do not know, clips do
+    assert found["stop_s"] == 5.0
+    with pytest.raises(UserError, match="--store rgb: a search by text .* reads no rgb store; it reads text$"):
+        Searcher(run, stores={"rgb": tmp_path / "toy" / "rgb.zarr"}, say=quiet)
     shutil.rmtree(tmp_path / "bert")
     with pytest.raises(UserError, match="weights of the .* are not found"):
         Searcher(run, say=quiet)
+
+
+def test_tokens_made_in_fp16_are_searched_on_a_cpu(tmp_path, monkeypatch):
+    to = Network.to
+    with monkeypatch.context() as patched:  # as a GPU would have made them
+        patched.setattr(Network, "to", lambda self, device, precision: to(self, device, "fp32"))
+        run = run_on_tokens(tmp_path, precision="fp16")
+    assert open_store(tmp_path / "toy" / "words.zarr").manifest.recipe["precision"] == "fp16"
+    build_index(run, say=quiet)
+    similarity, texts, clips = exact(run)
+    for hit in Searcher(run, device="cpu", say=quiet).text(texts[3], n=N)["hits"]:
+        assert hit["score"] == pytest.approx(similarity[3, clips.index(hit["clip"])], abs=1e-5)
 
 
 # --- two steps ---
@@ -178,7 +202,7 @@ def embedded(searcher, text):
 def test_with_all_candidates_two_steps_are_the_full_ranking(projected):
     searcher, keys = projected
     query = embedded(searcher, "a cat in a red box")
-    rows, scores = compare(searcher.head, query, searcher.store, keys(2), "videos", N, over=N)
+    rows, scores = compare(searcher.head, query, searcher.store, keys(2), "videos", N, candidates=N)
     every = searcher.store.ok
     with torch.inference_mode():
         full = searcher.head.similarity(query, read_embeddings(searcher.store, every))[0].numpy()
@@ -205,7 +229,7 @@ def test_keys_approach_the_score_as_directions_are_added(projected):
 
 def test_a_few_candidates_are_compared_in_full(trained):
     searcher = Searcher(trained("mee"), say=quiet)
-    few, all_ = (searcher.text("a red egg", n=3, over=over) for over in (3, N))
+    few, all_ = (searcher.text("a red egg", n=3, candidates=most) for most in (3, N))
     scores = [[hit["score"] for hit in found["hits"]] for found in (few, all_)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)  # keys are whole here
     assert set(few["seconds"]) == {"loading", "encoding", "candidates", "re-scoring"}
@@ -302,8 +326,38 @@ def test_other_runs_stores_and_kinds_are_refused(trained, tmp_path):
         build_index(run, features=[folder], out=path, say=quiet)
     with pytest.raises(UserError, match="no dataset under .* has the stores .* toy lacks audio"):
         build_index(run, features=[lacking], say=quiet)
-    with pytest.raises(UserError, match="reads no scene store; it reads rgb, audio"):
+    with pytest.raises(UserError, match="--store scene: the index of videos .* no scene store; it reads rgb, audio"):
         build_index(run, stores={"scene": folder}, say=quiet)
+    with pytest.raises(UserError, match="--store audio: the index of captions .* no audio store; it reads rgb$"):
+        build_index(run, of=CAPTIONS, stores={"audio": folder}, say=quiet)
+
+
+def test_an_unsealed_store_has_changed_where_its_videos_were_found_anew(tmp_path):
+    """A repair of changed videos computes the same rows again: their status says nothing."""
+    rgb = expert_store(tmp_path, "rgb", absent=(1,), seed=1)
+    text_store(tmp_path)
+    rgb.write_probe("v1", {"duration_s": 5.0})
+    rgb.write_probe("v2", {"duration_s": 5.0, "content_hash": "a"})
+    run = open_run(run_of(tmp_path, tmp_path / "run", "mee", set={"epochs": 1}))
+    build_index(run, say=quiet)
+    rgb.write_probe("v1", {"duration_s": 6.0}, replace=True)  # no row of it has values
+    assert open_index(run).sealed
+    rgb.write_probe("v2", {"duration_s": 5.0, "content_hash": "b"}, replace=True)
+    with pytest.raises(UserError, match=r"before its stores changed \(rgb\)"):
+        open_index(run)
+
+
+def test_whole_videos_end_alike_in_both_indexes(trained, tmp_path):
+    features = tmp_path / "features"
+    rgb = expert_store(features, "rgb", absent=(1, 26), seed=1)
+    audio = expert_store(features, "audio", width=5, absent=(1, 2, 3, 25, 26), seed=2)
+    rgb.write_probe("v3", {"duration_s": 8.0})
+    audio.write_probe("v3", {"duration_s": 9.0})  # the first that knows it says it
+    run = trained("mee")
+    for of in ("videos", CAPTIONS):
+        store = open_store(build_index(run, of=of, features=[features], out=tmp_path / f"{of}.zarr", say=quiet))
+        ends = dict(zip(np.asarray(store.videos["name"])[store.rows["video"]], store.rows["stop_s"], strict=True))
+        assert ends == {f"v{i}": 8.0 if i == 3 else 5.0 for i in range(N)}
 
 
 def test_only_a_split_is_indexed(trained, tmp_path):
@@ -361,6 +415,15 @@ def test_wrong_use(trained, tmp_path):
             f"cli.py index {run} --captions --out .*alone.captions.zarr",
         ),
         (["search", tmp_path, "a cat"], "no run folder"),
+        (["search", run, "a cat", "--weights", "/nowhere"], "--weights: .* trained its text network too"),
+        (
+            ["search", run, "a cat", "--store", f"rgb={alone}", "--weights", "/nowhere"],
+            "--store rgb and --weights: .* trained its text network too",
+        ),
+        (["search", run, "--video", "c1", "--store", f"text={alone}"], "--store text: .* nothing but the indexes"),
+        (["search", run, "--video", "c1", "--weights", "/nowhere"], "--weights: .* nothing but the indexes"),
+        (["search", run, "--html", tmp_path / "x.html"], "a page of one search: give a QUERY or --video"),
+        (["index", run, "--captions", "--store", f"audio={alone}"], "reads no audio store; it reads rgb"),
         (["index", run, "--split", "test"], "no clip is in split 'test'"),
         (["index", run, "--store", "rgb"], "is not ROLE=PATH"),
         (["index", run, "--device", "tpu"], "--device tpu"),
@@ -428,5 +491,8 @@ def test_a_page_says_where_videos_are_not_there(trained, tmp_path):
     assert (
         html.read_text().count("no picture: the dataset is a CSV of your own: say --dataset toy.csv --videos DIR") == 10
     )
+    html.unlink()
+    result = invoke("search", trained("mee"), "a red cat", "--html", html, "--dataset", "no_such_dataset")
+    assert result.exit_code == 2 and "no_such_dataset" in result.stderr and not result.stdout and not html.exists()
     result = invoke("search", trained("mee"), "--video", "c7", "--html", html)
     assert result.exit_code == 0 and "Captions for c7" in html.read_text() and "said of" in html.read_text()

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic_stores import all_stores
 
 import stores.remote
 from errors import MachineError, UserError
+from pipelines import evaluate, train_head
+from pipelines.run_folder import open_run
 from stores import ArraySpec, DamagedStore, NotAStore, RowNotReady, open_store, pack, verify
 from stores.serve import list_stores, make_server, parse_range
 from tests.store_samples import fill, new_store, values
@@ -452,3 +455,17 @@ def test_s3(bucket, tmp_path, monkeypatch):
     bucket.delete_object(Bucket="lab", Key="a b/s.zarr/data/vector/c.1.0")
     with pytest.raises(DamagedStore, match=r"s3://lab/a b/s.zarr/data/vector/c\.1\.0"):
         open_store("s3://lab/a b/s.zarr").read("vector", [5])
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def test_a_head_is_trained_on_stores_of_another_machine(served, tmp_path):
+    root, url, _ = served
+    local = all_stores(root / "toy", videos=8)
+    there = {role: f"{url}{store.path.relative_to(root)}" for role, store in local.items()}
+    quick = {"epochs": 1, "set": {"batch_size": 8}, "progress": False, "say": lambda line: None}
+    run = train_head("saoa", **there, out=tmp_path / "run", **quick)
+    same = train_head("saoa", **local, out=tmp_path / "same", **quick)
+    assert {role: fact["path"] for role, fact in open_run(run).facts["stores"].items()} == there
+    assert evaluate(run, "val", progress=False) == evaluate(same, "val", progress=False)

@@ -220,6 +220,10 @@ def test_place_that_cannot_hold_a_store(tmp_path):
     with pytest.raises(UserError, match="choose a folder") as error:
         new_store(tmp_path / "file" / "s.zarr")
     assert error.value.exit_code == 2
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder: Is a directory; name a file in it"):
+        write_durable(tmp_path / "folder", b"a file")
+    assert list((tmp_path / "folder").iterdir()) == [] and len(list(tmp_path.iterdir())) == 2
 
 
 # --------------------------------------------------------------------------------------- commit and read

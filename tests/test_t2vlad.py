@@ -9,7 +9,6 @@ import torch
 
 from errors import UserError
 from heads import create_head
-from heads.experts import mixture_similarity
 from heads.t2vlad import T2VLADConfig
 
 WIDTH, WORDS = 12, 10
@@ -231,7 +230,8 @@ def test_a_video_without_anything_is_like_no_text_and_others_weights_add_up():
     text, video = head.encode_text(batch["text"]), head.encode_video(batch)
     assert video["present"].tolist() == [[bool(LENGTHS[n][b]) for n in EXPERTS] for b in range(5)]
     # All cosines 1: the weights alone.
-    agreeing = mixture_similarity(text["experts"], text["weights"], text["experts"], video["present"]).diagonal()
+    alike = {"experts": text["experts"], "present": video["present"]}
+    agreeing = make_head(score="global").eval().similarity(text, alike).diagonal()
     assert torch.allclose(agreeing, torch.tensor([1.0, 1, 0, 1, 1]))
 
 
@@ -279,6 +279,28 @@ def test_assignments_are_told_for_pictures():
     assert torch.allclose(gathered_again.flatten(1) / 2, head.encode_text(batch["text"])["local"], atol=1e-5)
     with pytest.raises(UserError, match="share no centres"):
         make_head(vlad="text").assignments(batch)
+
+
+@pytest.mark.parametrize("changes", [{}, {"vlad": "separate"}, {"preset": "released", "padded": (14, 9, 9, 9)}])
+def test_assignments_are_those_that_the_embeddings_gather_by(changes):
+    head, batch, gathered_by = make_head(**changes).eval(), make_batch(more=1), []
+    for vlad in {head.vlad, head.video_vlad or head.vlad}:
+
+        def recorded(*arguments, assign=vlad.assign):
+            gathered_by.append(assign(*arguments))
+            return gathered_by[-1]
+
+        vlad.assign = recorded
+    head.encode_text(batch["text"])
+    head.encode_video(batch)
+    words, segments = gathered_by
+    assigned = head.assignments(batch)
+    lengths = head.config.padded or tuple(part["mask"].shape[1] for part in batch.values())
+    assert (words.shape[1], segments.shape[1]) == (lengths[0], sum(lengths[1:]))
+    for name, whole in zip(("text", *EXPERTS), (words, *segments.split(lengths[1:], dim=1)), strict=True):
+        own = batch[name]["mask"].shape[1]
+        assert assigned[name].shape == (5, own, 5)
+        assert torch.allclose(assigned[name], whole[:, :own], atol=1e-6), name
 
 
 def test_it_learns_pairs_that_only_local_words_tell_apart():
@@ -401,13 +423,11 @@ def test_released_preset_is_the_release(shared, monkeypatch):
     assert fw.weights_crc32(filled) == meta["weights_crc32"]
     wanted = meta["cases"]["all"]["input"]
     experts = {name.removeprefix("features_"): i for name, i in wanted["experts"].items()}
-    head = create_head(
-        "t2vlad",
-        preset="released",
-        text_channels=768,
-        experts=tuple(experts),
-        expert_channels=tuple(i["shape"][-1] for i in experts.values()),
-    ).eval()
+    widths = {"experts": tuple(experts), "expert_channels": tuple(i["shape"][-1] for i in experts.values())}
+    head, global_alone = (
+        create_head("t2vlad", preset="released", text_channels=768, score=score, **widths).eval()
+        for score in ("both", "global")
+    )
     lacking, unexpected = head.load_state_dict(released_tensors(filled), strict=False)
     assert not unexpected and all(name.endswith("num_batches_tracked") for name in lacking)
 
@@ -421,7 +441,7 @@ def test_released_preset_is_the_release(shared, monkeypatch):
         out = {
             "sims": head.similarity(text, video),
             "s_local": text["local"] @ video["local"].T,
-            "s_global": mixture_similarity(text["experts"], text["weights"], video["experts"], video["present"]),
+            "s_global": global_alone.similarity(text, video),  # reads none of its own weights
             "moe_weights": text["weights"][:, None],
             "text_vlad": text["local"].view(4, 9, 768).mT.reshape(4, -1),
             "vid_vlad": video["local"].view(4, 9, 768).mT.reshape(4, -1),

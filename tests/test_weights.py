@@ -290,7 +290,8 @@ def test_checkpoints_of_other_trainings_say_what_they_are(tmp_path):
             create_network(network, given)
         return str(caught.value)
 
-    needs = "tsn_resnet50 needs a training of its own (train-backbone, train-recogniser, train-detector)"
+    trainings = "train-backbone, train-recogniser, train-detector, train-head where it trains a network too"
+    needs = f"tsn_resnet50 needs a training of its own ({trainings})"
     said = f"weights {run}: it is a training of tiny3d; {needs}"
     assert refused(own, network="tsn_resnet50") == said
     head = {"name": "psn", "config": {"channels": 4}, "epoch": 3}
