@@ -145,6 +145,7 @@ def plan(as_json, device, **options):
 @click.option("--sampler", type=store_option, help="psn, scsampler: store of the light network's `vector`.")
 @click.option("--recogniser", type=store_option, help="psn, scsampler: store of the heavy network's `logits`.")
 @click.option("--text", help="Retrieval heads: a text network, trained too, or a store of its tokens [bert].")
+@click.option("--weights", help="Retrieval heads: of the text network that is trained too [published].")
 @click.option("--expert", "experts", multiple=True, metavar="NAME=STORE", help="Retrieval heads: repeatable [found].")
 @click.option("--target", help="psn, scsampler: a label column, or labels: the table [what the recogniser names].")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [runs/...].")

@@ -52,7 +52,7 @@ def index(run, captions, moved, **options):
 @click.option("--video", metavar="ID", help="Instead of a text: which captions fit this clip, or video of one clip.")
 @click.option("-n", "number", type=click.IntRange(min=1), default=10, show_default=True, help="How many are told.")
 @click.option("--index", type=path_option, help="NAME.zarr that `index` made [RUN/index/DATASET.zarr].")
-@click.option("--html", type=path_option, help="Write a page with thumbnails.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with thumbnails.")
 @place_options
 @click.option("--store", "moved", type=RoleOfStore(), multiple=True, help="text=PATH: the run's tokens, if moved.")
 @click.option("--weights", metavar="PATH", help="Of the text network, where it was not trained too [found].")
@@ -75,6 +75,8 @@ def search(run, query, video, number, index, html, dataset, data, videos, moved,
         raise click.UsageError("--html is a page of one search: give a QUERY or --video")
     searcher = Searcher(run, index, of=VIDEOS if video is None else CAPTIONS, stores=dict(moved), say=say, **options)
     frames = None if html is None else searcher.frames(dataset, data, videos)
+    if frames is not None and frames[1]:
+        say(f"no thumbnails: {frames[1]}")
     for one in [query if video is None else video] if query is not None or video is not None else typed():
         found = (searcher.text if video is None else searcher.video)(one, number, candidates)
         click.echo(json.dumps(found) if as_json else "\n".join(lines_of(found)))

@@ -161,4 +161,6 @@ def _strip(examples: Examples, column: int, footage: Footage, n: int) -> list[np
 
 
 def _short(name: str, most: int = 20) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A name in the room there is: names of one dataset tend to begin alike, so that its end stays."""
+    head = most // 3
+    return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - most :]}"

@@ -25,7 +25,7 @@ from pipelines.request import feature_roots
 from pipelines.retrieval_clips import expert_array, max_tokens_of, read_captions, video_ends
 from pipelines.retrieval_embeddings import CAPTIONS, VIDEOS
 from pipelines.retrieval_training import TEXT, RetrievalSchedule
-from pipelines.run_folder import Run, open_run
+from pipelines.run_folder import Run, open_run, whereabouts
 from pipelines.search_keys import make_keys
 from stores import (
     ABSENT,
@@ -305,8 +305,7 @@ def _create(path: Path, run: Run, of: str, stores: Mapping[str, Store], source: 
             "reads": "",
             "weights_origin": f"run:{run.path.name}",
             "embeddings": list(source.shapes),
-            "stores": {role: str(store.path) if "://" in str(store.path) else str(Path(store.path).resolve())
-                       for role, store in stores.items()},
+            "stores": {role: whereabouts(store.path) for role, store in stores.items()},
         },
         dataset={
             **{name: facts[name] for name in ("name", "family", "annotation_hash") if name in facts},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import MachineError, UserError
 from extract.experts import EXPERTS
 from extract.networks import create_network, network_spec
 from heads import get_head
@@ -146,7 +146,13 @@ def train_retrieval(
         )
     if network is not None:
         options = {"max_tokens": schedule.text_tokens} if schedule.text_tokens else {}
-        module = create_network(network, weights, **options).to(device, "fp32")
+        try:
+            module = create_network(network, weights, **options).to(device, "fp32")
+        except (UserError, MachineError) as error:
+            raise type(error)(
+                f"{error.message}. A text network that is not trained too needs no download here: make a store of its"
+                f" tokens (extract --backbone minilm, for one) and give it by --text STORE"
+            ) from error
         if any(is_random(entry) for entry in module.lineage) and not allow_random:
             raise UserError(f"{network} with random weights: pass --allow-random if that is what you want")
     shapes = {role: _shapes(role, store) for role, store in stores.items()}

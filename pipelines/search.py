@@ -273,13 +273,13 @@ class Searcher:
         return tokens
 
     def _row_of(self, name: str) -> int:
-        """The index's row of a clip id, or of a video that has one clip. Raises UserError."""
+        """The index's row of a clip id, or of a video (its name or file) that has one clip. Raises UserError."""
         store, rows = self.videos, self.videos.rows
         clips = np.asarray(store.clips["id"]).astype(object)[rows["clip"]]
         videos = np.asarray(store.videos["name"]).astype(object)[rows["video"]]
         found = np.flatnonzero(clips == name)
         if not len(found):
-            found = np.flatnonzero(videos == name)
+            found = np.flatnonzero((videos == name) | (videos == Path(name).stem))
         if len(found) > 1:
             raise UserError(f"--video {name} has {len(found)} clips: name one of {some_of(clips[found].tolist())}")
         if not len(found):

@@ -72,6 +72,7 @@ def train_head(
     sampler=None,
     recogniser=None,
     text=None,
+    weights: str | None = None,
     experts=(),
     target: str | None = None,
     dataset: str | None = None,
@@ -93,7 +94,7 @@ def train_head(
         verb, noun, objects: stores or their paths; those not given are looked for under `features` (of `dataset`
             if that is given), see `find_stores`.
         sampler, recogniser, target: of heads that sample frames, see `pipelines.sampler_training`.
-        text, experts: of heads that find videos by texts, see `pipelines.retrieval_training`.
+        text, weights, experts: of heads that find videos by texts, see `pipelines.retrieval_training`.
         out: run folder, default runs/<head>-<dataset>-s<seed>. The same training there goes on where it stopped.
         set: settings by name, {"lr": 0.01} or ["lr=0.01"]: fields of TrainingConfig and of the head's config.
         fit: clips to train on; with "trainval" there is no validation, and the last epoch counts as best.
@@ -127,9 +128,11 @@ def train_head(
 
         for role in (role for role, store in given.items() if store is not None):
             say(f"{name} reads no {role} store: {given[role]} is left out")
-        return train_retrieval(name, text=text, experts=experts, features=features, **shared)
-    if text is not None or experts:
-        raise UserError(f"--text and --expert are for retrieval heads; {name} reads {', '.join(head_class.reads)}")
+        return train_retrieval(name, text=text, weights=weights, experts=experts, features=features, **shared)
+    if text is not None or weights is not None or experts:
+        raise UserError(
+            f"--text, --weights and --expert are for retrieval heads; {name} reads {', '.join(head_class.reads)}"
+        )
     if {*head_class.reads} == {"sampler", "recogniser"}:
         from pipelines.sampler_training import train_sampler
 

@@ -339,6 +339,10 @@ def test_what_cannot_be_trained(features, tmp_path):
         run_of(features, out, text="resnet152")
     with pytest.raises(UserError, match="are for retrieval heads"):
         train_head("saoa", text="bert", features=[features], out=out)
+    with pytest.raises(UserError, match="are for retrieval heads"):
+        train_head("saoa", weights="here.pt", features=[features], out=out)
+    with pytest.raises(UserError, match="nothere.pt.* by --text STORE"):
+        run_of(features, out, text="bert", weights="nothere.pt")
     with pytest.raises(UserError, match="the stores are of toy"):
         run_of(features, out, dataset="other", experts={"rgb": features / "toy" / "rgb.zarr"})
     assert not out.exists()

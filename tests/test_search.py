@@ -383,7 +383,7 @@ def test_search_prints_hits_and_times(trained):
         r"loading [\d.]+ m?s, encoding [\d.]+ m?s, candidates [\d.]+ m?s, re-scoring [\d.]+ m?s", result.output
     )
     assert len(re.findall(r"^ +\d +-?0\.\d{4} +c\d+ +v\d+ +0\.0 to 5\.0 s$", result.output, re.MULTILINE)) == 3
-    found = json.loads(invoke("search", run, "--video", "v7", "-n", 2, "--json").stdout)
+    found = json.loads(invoke("search", run, "--video", "v7.mp4", "-n", 2, "--json").stdout)
     assert found["own"]["video"] == "v7" and len(found["hits"]) == 2
     typed = invoke("search", run, "-n", 1, "--json", input="two dogs\n\nan egg\n")
     assert [json.loads(line)["query"] for line in typed.stdout.splitlines()] == ["two dogs", "an egg"]
