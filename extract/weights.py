@@ -419,6 +419,8 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"{path}: cannot be read: {error}") from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged or a foreign file
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "weights_only" in line:  # torch's advice is to read it unsafely
+            line = "it is none, or holds more than tensors, which is never read"
         raise UserError(
             f"{path} is not a checkpoint of tensors (.pt, .pth, .pkl, .safetensors): {line[:200]}"
         ) from error

@@ -177,9 +177,14 @@ PICTURES: dict[str, Callable[[Sources], list[Path]]] = {
 }
 
 
+def of_head(run: Run) -> tuple[str, ...]:
+    """What a run's head is looked at by."""
+    return () if run.base else getattr(run.create_head(), "pictures", ())
+
+
 def usual_pictures(run: Run, against: Run | None) -> list[str]:
-    """What is drawn of a run when nobody says what: what its head is looked at by."""
-    own = () if run.base else getattr(run.create_head(), "pictures", ())
+    """What is drawn of a run when nobody says what."""
+    own = of_head(run)
     return ["curve", *own, *(["gain"] if against is not None and "ranking" not in own else [])]
 
 
@@ -216,6 +221,9 @@ def plot_run(
     unknown = [name for name in wanted if name not in PICTURES]
     if unknown:
         raise UserError(f"--what {unknown[0]}: there is {', '.join(PICTURES)}")
+    for name in ("sampler", "ranking"):
+        if name in wanted and name not in of_head(opened):
+            raise UserError(f"{opened.path}: {opened.trained} has no picture {name!r}")
     sources = Sources(opened, other, clips, stores, split, dataset, data, videos, say)
     paths = []
     for name in dict.fromkeys(wanted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from errors import MachineError
 from stores import Store
 
 __all__ = ["CAPTIONS", "VIDEOS", "read_embeddings"]
@@ -17,6 +18,11 @@ def read_embeddings(store: Store, rows: np.ndarray) -> dict[str, torch.Tensor]:
     out = {}
     for name, spec in store.manifest.arrays.items():
         if name in store.manifest.spec["embeddings"]:
-            values = store.read(name, rows)
+            try:
+                values = store.read(name, rows)
+            except MachineError as error:
+                raise MachineError(
+                    f"{error.message}. An index is not repaired: remove {store.path}, make it anew with cli.py index"
+                ) from error
             out[name] = torch.from_numpy(values.astype(bool) if spec.dtype == "int8" else values)
     return out

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from errors import MachineError, UserError
 from extract.weights import file_hash
 from pipelines.devices import pick_device
 from pipelines.find_stores import stores_of_datasets
@@ -40,6 +40,7 @@ from stores import (
     open_store,
     plan_layout,
     recipe_difference,
+    verify,
 )
 from stores.joining import positions, same_dataset
 from stores.manifest import canonical_json
@@ -107,6 +108,11 @@ def build_index(
         source = _captions(model, network, opened, split, allow_incomplete)
     path = Path(out) if out is not None else index_path(run, name, of)
     store = _create(path, run, of, opened, source, split, schedule)
+    if store.sealed and (damage := [found for found in verify(path) if found.severity == "error"]):
+        raise MachineError(
+            f"{path} is damaged ({damage[0].path}: {damage[0].what}): remove it, and make it anew with"
+            f" {_command(run, path, of, name)}"
+        )
     if not store.sealed:
         model.to(device)
         bar = progress(f"index of {of}", store.manifest.n_rows) if progress else None
@@ -161,7 +167,12 @@ def open_index(run: Run, path: str | Path | None = None, of: str = VIDEOS, datas
             f"there is no index of {of} at {path}: make it with {command}"
             + (f"; or name one of {others} with --index" if others else "")
         )
-    store = open_store(path)
+    try:
+        store = open_store(path)
+    except UserError as error:
+        raise UserError(
+            f"{error.message}. If it is a damaged index: remove it, and make it anew with {command}"
+        ) from error
     recipe = store.manifest.recipe
     if recipe.get("index") != of:
         kind = f"an index of {recipe['index']}" if "index" in recipe else "no index"

@@ -392,7 +392,11 @@ def _expert_stores(experts, dataset: str | None, features, say) -> dict[str, Sto
     if TEXT in experts:
         raise UserError(f"--expert {TEXT}: the text is no expert; give it with --text")
     if experts:
-        return {name: store if isinstance(store, Store) else open_store(store) for name, store in experts.items()}
+        opened = {name: store if isinstance(store, Store) else open_store(store) for name, store in experts.items()}
+        for name, store in opened.items():
+            if store.manifest.spec.get("reads") == "text":
+                raise UserError(f"--expert {name}: {store.path} holds captions: no expert; give it with --text")
+        return opened
     found, lines = stores_of_datasets(feature_roots(tuple(features)), dataset)
     having = {name: [e for e in EXPERTS if e in stores] for name, stores in found.items()}
     having = {name: those for name, those in having.items() if those}

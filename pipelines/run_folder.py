@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -226,7 +226,7 @@ def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
         begun = (path / "run.json").is_file()
     if begun:
         there = open_run(path)
-        lines = recipe_difference(_identity(there.facts), _identity(facts))
+        lines = recipe_difference(_identity(_up_to_date(there.facts, facts)), _identity(facts))
         if lines:
             raise AnotherTraining(path, [line.replace("the store", "it") for line in lines])
         places = {role: {**fact, "path": facts["stores"][role]["path"]} for role, fact in there.facts["stores"].items()}
@@ -239,6 +239,25 @@ def start_run(path: str | Path, facts: dict) -> tuple[Run, bool]:
     run = Run(path, facts)
     run.write_json("run.json", facts)
     return run, False
+
+
+def _up_to_date(facts: dict, now: dict) -> dict:
+    """Facts of a run with the default of every setting that `now` has and that run, from before it existed, lacks."""
+    from pipelines.loop import Schedule
+
+    filled = dict(facts)
+    if "training" in facts:
+        filled["training"] = _with_defaults(facts["training"], Schedule, now.get("training", {}))
+    if "head" in facts and facts["head"]["name"] == now.get("head", {}).get("name"):
+        config = _with_defaults(facts["head"]["config"], get_head(facts["head"]["name"]).Config, now["head"]["config"])
+        filled["head"] = {**facts["head"], "config": config}
+    return filled
+
+
+def _with_defaults(settings: dict, config: type, now: dict) -> dict:
+    known = {field.name: field.default for field in fields(config) if field.default is not MISSING}
+    lacking = {name: value for name, value in known.items() if name in now and name not in settings}
+    return json.loads(json.dumps(lacking)) | settings
 
 
 def _named(path: str | Path) -> Path:

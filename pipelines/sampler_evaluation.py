@@ -22,6 +22,7 @@ from pipelines.recogniser_clips import FrameInputs, Targets, VectorInputs, targe
 from pipelines.run_folder import Run
 from pipelines.sampler_clips import Candidates, SharedFrames
 from stores import Store, prefetch
+from stores.joining import same_dataset
 
 __all__ = [
     "FIGURES",
@@ -231,11 +232,13 @@ def open_sampler(run: Run, stores: Mapping[str, object] | None = None, device: s
     """The best model of a run that `train_sampler` or `train_joint_sampler` made, with its stores.
 
     Raises:
-        UserError: a store that is gone or of another recipe, a run without a finished epoch.
+        UserError: a store that is gone or of another recipe, stores of different datasets, a run without a finished
+            epoch.
     """
     from pipelines.sampler_model import load_sampler
 
     opened, device = run.open_stores(stores), pick_device(device)
+    same_dataset(opened)
     model, metadata = load_sampler(run, device)
     ((target, classes),) = run.facts["targets"].items()
     if run.facts["features"] == "frozen":

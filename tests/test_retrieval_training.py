@@ -329,6 +329,8 @@ def test_what_cannot_be_trained(features, tmp_path):
         run_of(features, out, set={"clustres": 3})
     with pytest.raises(UserError, match="write NAME=STORE"):
         run_of(features, out, experts=["rgb"])
+    with pytest.raises(UserError, match="holds captions: no expert"):
+        run_of(features, out, experts=[f"rgb={features}/toy/words.zarr"])
     with pytest.raises(UserError, match="is no expert"):
         run_of(features, out, experts=[f"text={features}/toy/rgb.zarr"])
     with pytest.raises(UserError, match="no store of an expert"):

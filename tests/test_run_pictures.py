@@ -133,6 +133,8 @@ def test_a_csv_of_ones_own_must_be_given(runs):
 
 def test_what_cannot_be_drawn_is_refused(runs, videos):
     for run, what, match in (
+        ("saoa", "sampler", "has no picture 'sampler'"),
+        ("saoa", "ranking", "has no picture 'ranking'"),
         ("saoa", "colours", "there is curve, attention"),
         ("saoa", "assignment", "saoa assigns no features"),
         ("pooled", "attention", "pooled_objects attends to no objects"),

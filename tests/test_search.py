@@ -16,7 +16,7 @@ from test_retrieval_training import N, expert_store, run_of, small_text_network,
 import pipelines.retrieval_index as retrieval_index
 import pipelines.search_keys as search_keys
 from cli import main
-from errors import UserError
+from errors import MachineError, UserError
 from extract.networks.base import Network
 from heads import get_head, list_heads
 from heads.text_video import TextVideoHead
@@ -358,6 +358,25 @@ def test_whole_videos_end_alike_in_both_indexes(trained, tmp_path):
         store = open_store(build_index(run, of=of, features=[features], out=tmp_path / f"{of}.zarr", say=quiet))
         ends = dict(zip(np.asarray(store.videos["name"])[store.rows["video"]], store.rows["stop_s"], strict=True))
         assert ends == {f"v{i}": 8.0 if i == 3 else 5.0 for i in range(N)}
+
+
+def test_a_damaged_index_says_how_it_is_made_anew(trained, tmp_path):
+    run = trained("mee")
+    path = build_index(run, out=tmp_path / "hurt.zarr", say=quiet)
+    shard = next((path / "data" / "experts").glob("c*"))
+    shard = shard if shard.is_file() else next(file for file in shard.rglob("*") if file.is_file())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 255
+    shard.write_bytes(data)
+    for attempt in (
+        lambda: build_index(run, out=path, say=quiet),
+        lambda: Searcher(run, path, say=quiet).text("a cat", n=N),
+    ):
+        with pytest.raises(MachineError, match="remove .*make it anew with cli.py index"):
+            attempt()
+    (path / "zarr.json").write_text("{}")
+    with pytest.raises(UserError, match="remove it, and make it anew with"):
+        Searcher(run, path, say=quiet)
 
 
 def test_only_a_split_is_indexed(trained, tmp_path):

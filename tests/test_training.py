@@ -208,6 +208,12 @@ def test_a_rerun_does_nothing_and_another_training_is_refused(stores, tmp_path):
         train(stores, run, seed=1)
     with pytest.raises(UserError, match="training.lr"):
         train(stores, run, set={**QUICK, "lr": 0.3})
+    facts = json.loads((run / "run.json").read_text())
+    del facts["training"]["decay"], facts["head"]["config"]["roi_size"]  # as in a run from before there were these
+    (run / "run.json").write_text(json.dumps(facts))
+    assert any("nothing to do" in line for line in train(stores, run)[1])
+    with pytest.raises(UserError, match="training.decay"):
+        train(stores, run, set={**QUICK, "decay": "cosine"})
 
 
 def test_interrupted_training_goes_on_as_if_nothing_happened(stores, tmp_path, monkeypatch):
