@@ -1,11 +1,12 @@
 """Relations that a paper's tables claim, tested by paired seeds: what holds, what is reversed, what stays undecided."""
 
+import argparse
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Relation", "interval", "markdown", "relation", "write_section"]
+__all__ = ["Relation", "arguments", "interval", "markdown", "relation", "sections", "write_section"]
 
 T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -56,6 +57,20 @@ def markdown(relations: Iterable[Relation], digits: int = 1) -> str:
         cells = (f"{r.better:.{digits}f}", f"{r.worse:.{digits}f}", f"{r.mean:+.{digits}f} ± {r.half:.{digits}f}")
         lines.append(f"| {' | '.join((r.name, *cells, r.verdict))} |")
     return "\n".join(lines)
+
+
+def sections(tables: Mapping[str, Iterable[Relation]]) -> list[str]:
+    """Lines of {title: relations}, a table under a heading each."""
+    return [line for title, relations in tables.items() for line in ("", f"### {title}", "", markdown(relations))]
+
+
+def arguments(usage: str, title: str) -> argparse.ArgumentParser:
+    """What every benchmark of ablations is asked with: --root, --seeds and --write. title: of the section it writes."""
+    parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="folder for all that is made, reused [a temporary one]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--write", type=Path, metavar="FILE", help=f"write the section {title!r} of this document")
+    return parser
 
 
 def write_section(path: Path, title: str, text: str) -> None:

@@ -18,7 +18,6 @@ frozen by the hashes of their dials, which are compared first. What is done alre
 Prints Markdown, and writes it to ROOT/ablations_egocentric.md and into --write FILE. Asserts nothing (exit 0).
 """
 
-import argparse
 import functools
 import re
 import statistics
@@ -27,7 +26,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ablation_table import interval, markdown, relation, write_section
+from ablation_table import arguments, interval, markdown, relation, write_section
 from egocentric_claims import CLAIMS, DOSES, KITCHENS
 from machine import print_machine
 from measuring import work_folder
@@ -369,11 +368,8 @@ def small_kitchens(train: int, val: int) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder for data, features and runs, reused [a temporary one]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser = arguments(__doc__, TITLE)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"write the section {TITLE!r} of this document")
     parser.add_argument("--epochs", type=int, help="of the heads but IPL [the demo's]")
     parser.add_argument(
         "--clips", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="smaller kitchens, to try this script out"

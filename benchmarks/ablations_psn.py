@@ -10,7 +10,6 @@ Prints Markdown and keeps the figures in ROOT/ablations_psn.json: a killed run g
 that file after a change of settings). Shows, asserts nothing (exit 0).
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -22,8 +21,8 @@ import time
 import warnings
 from pathlib import Path
 
-from ablation_table import Relation, markdown, relation, write_section
-from machine import machine
+from ablation_table import Relation, arguments, relation, sections, write_section
+from machine import machine_line
 from measuring import work_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -333,8 +332,6 @@ def document(found: dict[str, dict[str, float]], shares) -> str:
     from extract.datasets.toykitchen_untrimmed import split_of
 
     split = Counter(split_of(video.name) for video in write_script(dials_of(MAIN)) if video.events)
-    here = machine()
-    facts = ("cpu", "cores", "python", "torch", "numpy", "av")
     dense = [figures[f"share {MAIN:g}: dense"] for figures in found.values()]
     (light, light_size), (_, heavy_size) = FEATURES["light"], FEATURES["heavy"]
     lines = [
@@ -354,19 +351,14 @@ def document(found: dict[str, dict[str, float]], shares) -> str:
         + "; ".join(f"`{Bench(Path(), s).dataset}` {dials_of(s).hash[:16]}, {true_share(s):.1%}" for s in shares)
         + ".",
         "",
-        "; ".join(f"{name} {here[name]}" for name in facts if name in here) + ".",
+        machine_line(),
     ]
-    for title, relations in relations_of(found, shares).items():
-        lines += ["", f"### {title}", "", markdown(relations)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *sections(relations_of(found, shares))])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder for data, features and figures, reused [a temporary one]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser = arguments(__doc__, TITLE)
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="shares of irrelevant frames")
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"write the section {TITLE!r} of this document")
     args = parser.parse_args()
     if MAIN not in args.shares:
         parser.error(f"--shares needs {MAIN:g}: the tables are made on it")

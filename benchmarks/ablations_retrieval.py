@@ -16,7 +16,6 @@ Prints Markdown and keeps the figures in ROOT/ablations_retrieval.json: a killed
 asserts nothing (exit 0).
 """
 
-import argparse
 import dataclasses
 import functools
 import itertools
@@ -28,9 +27,9 @@ import warnings
 from pathlib import Path
 from statistics import fmean
 
-from ablation_table import Relation, markdown, relation, write_section
+from ablation_table import Relation, arguments, relation, sections, write_section
 from ablations_egocentric import Bench, check_frozen, dials_of, extracted, features, objects, spread
-from machine import machine
+from machine import machine_line
 from measuring import work_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -289,8 +288,6 @@ def document(found: dict[str, dict[str, float]]) -> str:
     videos = [video for video in write_script(dials_of(KITCHEN)) if not video.events]
     clips = Counter(video.split for video in videos for _ in video.scenes)
     train, test = clips["train"], clips["val"]
-    here = machine()
-    facts = ("cpu", "cores", "python", "torch", "numpy", "av")
     lines = [
         f"`python benchmarks/ablations_retrieval.py`, {len(found)} paired seeds, on toy kitchen's captions (dials' hash"
         f" {dials_of(KITCHEN).hash[:16]}): {train} clips to train, a caption each; figures of {test} in other kitchens"
@@ -308,7 +305,7 @@ def document(found: dict[str, dict[str, float]]) -> str:
         + ", ".join(f"{name} {value:g}" for name, value in BUDGET.items() if name != "epochs")
         + ", the same for all rows; else the thesis's settings.",
         "",
-        "; ".join(f"{name} {here[name]}" for name in facts if name in here) + ".",
+        machine_line(),
         "",
         f"| row | {' | '.join(METRICS)} |",
         "|---" * (1 + len(METRICS)) + "|",
@@ -320,17 +317,11 @@ def document(found: dict[str, dict[str, float]]) -> str:
     verdicts = Counter(r.verdict for title, relations in tables.items() if title.startswith("Table") for r in relations)
     counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in ("holds", "reversed", "undecided"))
     lines += ["", f"Of the {verdicts.total()} relations of tables 6.4 to 6.6: {counts}."]
-    for title, relations in tables.items():
-        lines += ["", f"### {title}", "", markdown(relations)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *sections(tables)])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder for data, features and figures, reused [a temporary one]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"write the section {TITLE!r} of this document")
-    args = parser.parse_args()
+    args = arguments(__doc__, TITLE).parse_args()
 
     check_frozen()
     warnings.simplefilter("ignore")

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.provenance import cpu_name, versions
 
-__all__ = ["machine", "print_machine"]
+__all__ = ["machine", "machine_line", "print_machine"]
 
 
 def machine() -> dict:
@@ -23,6 +23,12 @@ def machine() -> dict:
         "python": platform.python_version(),
         **versions(),
     }
+
+
+def machine_line() -> str:
+    """What of it stands in a document."""
+    here = machine()
+    return "; ".join(f"{name} {here[name]}" for name in ("cpu", "cores", "python", "torch", "numpy", "av")) + "."
 
 
 def print_machine() -> None:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_retrieval_training import small_text_network
+from retrieval_samples import small_text_network
 
 from cli import main
 from stores import ABSENT, FAILED, open_store

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import test_retrieval_training
+import retrieval_samples
 import torch
 from matplotlib import pyplot as plt
-from test_retrieval_training import TRAIN, N, expert_store, run_of, text_store
+from retrieval_samples import TRAIN, N, expert_store, retrieval_features, run_of, small_text_network, text_store
 
 from errors import UserError
 from heads.retrieval_metrics import retrieval_ranks
@@ -24,11 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("features")
-    expert_store(folder, "rgb", absent=(1, 26), seed=1)
-    expert_store(folder, "audio", width=5, absent=(1, 2, 3, 25, 26), seed=2)
-    text_store(folder)
-    return folder
+    return retrieval_features(tmp_path_factory.mktemp("features"))
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +144,6 @@ def test_words_and_segments_stand_at_their_centres(runs, drawn):
 
 
 def test_words_of_a_text_network_are_written_out(features, tmp_path):
-    from test_retrieval_training import small_text_network
-
     network = small_text_network(tmp_path / "bert")
     run = open_run(run_of(features, tmp_path / "run", text=network, set={"epochs": 1, "text_tokens": 6}))
     examples = open_examples(run, 1, "val", None, False, "assignment")
@@ -215,9 +209,9 @@ def test_two_runs_stand_side_by_side(runs, tmp_path, drawn, monkeypatch):
     texts = said(drawn[path.name])
     assert any(text.startswith("t2vlad: its own") for text in texts)
     assert any(text.startswith("global_only: its own") for text in texts)
-    told = test_retrieval_training.texts_table()
+    told = retrieval_samples.texts_table()
     told["caption"] = told["caption"][::-1].copy()
-    monkeypatch.setattr(test_retrieval_training, "texts_table", lambda: told)
+    monkeypatch.setattr(retrieval_samples, "texts_table", lambda: told)
     expert_store(tmp_path, "rgb")
     text_store(tmp_path)
     others = open_run(run_of(tmp_path, tmp_path / "run", set={"epochs": 1}))

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_retrieval_training import TRAIN, N, expert_store, run_of, small_text_network, text_store
+from retrieval_samples import TRAIN, N, retrieval_features, run_of, small_text_network
 
 from cli import main
 from errors import UserError
@@ -27,16 +27,9 @@ QUICK = {"epochs": 1}
 ROLES = {"rgb": "rgb", "audio": "audio", "text": "words"}  # {role: name of its store}
 
 
-def make_features(folder):
-    expert_store(folder, "rgb", absent=(1, 26), seed=1)
-    expert_store(folder, "audio", width=5, absent=(1, 2, 3, 25, 26), seed=2)
-    text_store(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    return make_features(tmp_path_factory.mktemp("features"))
+    return retrieval_features(tmp_path_factory.mktemp("features"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from test_retrieval_training import N, expert_store, run_of, small_text_network, text_store
+from retrieval_samples import N, expert_store, run_of, small_text_network, text_store, two_experts
 
 import pipelines.retrieval_index as retrieval_index
 import pipelines.search_keys as search_keys
@@ -43,8 +43,7 @@ def quiet(line):
 def trained(tmp_path_factory):
     """A function: head -> the folder of a run of it, with a text network that was trained too, and its indexes."""
     folder = tmp_path_factory.mktemp("search")
-    expert_store(folder, "rgb", absent=(1, 26), seed=1)
-    expert_store(folder, "audio", width=5, absent=(1, 2, 3, 25, 26), seed=2)
+    two_experts(folder)
     network = small_text_network(folder / "bert")
     made = {}
 
@@ -311,8 +310,7 @@ def test_other_runs_stores_and_kinds_are_refused(trained, tmp_path):
     with pytest.raises(UserError, match=r"another index: .*split.*another --out"):
         build_index(run, split="val", say=quiet)
     folder = tmp_path / "features"
-    expert_store(folder, "rgb", absent=(1, 26), seed=1)
-    expert_store(folder, "audio", width=5, absent=(1, 2, 3, 25, 26), seed=2)
+    two_experts(folder)
     path = build_index(run, features=[folder], out=tmp_path / "moved.zarr", say=quiet)
     searcher = Searcher(run, path, say=quiet)
     assert searcher.text("two dogs")["hits"][0]["clip"] == Searcher(run, say=quiet).text("two dogs")["hits"][0]["clip"]
