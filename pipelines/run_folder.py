@@ -34,6 +34,7 @@ __all__ = [
     "Run",
     "load_tensors",
     "open_run",
+    "opened_once",
     "rows_chosen",
     "save_tensors",
     "store_facts",
@@ -122,16 +123,10 @@ class Run:
         Raises UserError if one is gone or holds another recipe now.
         """
         moved = {role: store for role, store in (moved or {}).items() if store is not None}
-        opened, by_path = {}, {}
-        for role in dict.fromkeys([*self.facts["stores"], *moved]):
-            store = moved[role] if role in moved else self._place(role)
-            if isinstance(store, (str, Path)):
-                path = whereabouts(store)
-                if path not in by_path:  # a store in two roles is opened, and later read, once
-                    by_path[path] = open_store(path)
-                store = by_path[path]
+        roles = dict.fromkeys([*self.facts["stores"], *moved])
+        opened = opened_once({role: moved[role] if role in moved else self._place(role) for role in roles})
+        for role, store in opened.items():
             self.check_store(role, store)
-            opened[role] = store
         return opened
 
     def _place(self, role: str) -> str:
@@ -291,6 +286,17 @@ def store_facts(store) -> dict:
 def whereabouts(path: str | Path) -> str:
     """Where a store lies, wherever one stands: a URL as it is."""
     return str(path) if is_url(path) else str(Path(path).resolve())
+
+
+def opened_once(stores: Mapping[str, object]) -> dict:
+    """{role: open store} of stores and of paths; one that has two roles is opened, and later read, once."""
+    by_path = {
+        path: open_store(path)
+        for path in dict.fromkeys(whereabouts(store) for store in stores.values() if isinstance(store, (str, Path)))
+    }
+    return {
+        role: by_path[whereabouts(store)] if isinstance(store, (str, Path)) else store for role, store in stores.items()
+    }
 
 
 def rows_chosen(store) -> dict:

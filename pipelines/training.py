@@ -22,10 +22,10 @@ from pipelines.lineage import is_random, lineage_of, refuse_random, seen_by, unk
 from pipelines.loop import Loop, Schedule, batches_of, check_fit, train
 from pipelines.needed_arrays import array_of
 from pipelines.provenance import run_facts
-from pipelines.run_folder import Run, head_facts, start_run, store_facts, whereabouts
+from pipelines.run_folder import Run, head_facts, opened_once, start_run, store_facts
 from pipelines.settings import parse_settings, part_of, settings_of
 from pipelines.world import take_place
-from stores import ClipDataset, open_store
+from stores import ClipDataset
 
 __all__ = ["KEEP_BYTES", "TrainingConfig", "given_stores", "train_head"]
 
@@ -266,17 +266,7 @@ class HeadTask:
 
 def given_stores(name: str, reads: Mapping, given: Mapping, dataset, features, say) -> dict:
     """An open store for every role the head reads; what was not given is looked for."""
-    by_path: dict[str, object] = {}  # a store given for two roles is opened, and later read, once
-
-    def opened(store):
-        if not isinstance(store, (str, Path)):
-            return store
-        path = whereabouts(store)
-        if path not in by_path:
-            by_path[path] = open_store(path)
-        return by_path[path]
-
-    stores = {role: opened(store) for role, store in given.items() if store is not None and role in reads}
+    stores = opened_once({role: store for role, store in given.items() if store is not None and role in reads})
     for role in given:
         if given[role] is not None and role not in reads:
             say(f"{name} reads no {role} store: {given[role]} is left out")
