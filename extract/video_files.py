@@ -19,6 +19,7 @@ import av
 import numpy as np
 
 from extract.containers import open_container, rate_of, video_stream
+from extract.cores import usable_cores
 from extract.decode import TOLERANCE_S, FrameError, FrameSource, growing_or, hash_file, stat_video
 from extract.disposable import Coded, reader_of
 from extract.pixels import UPRIGHT, Converter, Orientation, orientation
@@ -263,7 +264,7 @@ def _unbroken(packets: list[_Packet]) -> bool:
 
 
 def _threads(wanted: int | None) -> int:
-    return min(wanted or min(4, os.cpu_count() or 1), MOST_THREADS)
+    return min(wanted or min(4, usable_cores()), MOST_THREADS)
 
 
 def _rising(values) -> bool:

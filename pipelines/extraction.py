@@ -6,7 +6,6 @@ later. What is done is what the store's status says, so starting again is all th
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from errors import UserError, count_of
+from extract.cores import usable_cores
 from extract.decode import VideoError
 from extract.networks import create_network
 from pipelines.added_arrays import with_arrays
@@ -462,9 +462,9 @@ def choose_device(device: str) -> str:
 
 def default_decode_workers(device) -> int:
     """On a CPU the network wants the cores; a GPU waits for half of them to decode."""
-    return max(1, (os.cpu_count() or 1) // 2) if str(device).startswith("cuda") else 1
+    return max(1, usable_cores() // 2) if str(device).startswith("cuda") else 1
 
 
 def decoder_threads(workers: int) -> int:
     """Threads of each decoder, so that all decode workers together have the cores."""
-    return max(1, (os.cpu_count() or 1) // workers)
+    return max(1, usable_cores() // workers)

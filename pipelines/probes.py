@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from extract.cores import usable_cores
 from extract.decode import Probe, VideoError, probe, stat_video
 from stores import write_durable
 
@@ -63,7 +64,7 @@ class ProbeCache:
                 return error
 
         results = []
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             for found in pool.map(one, paths, grid_fps):
                 if found is None:
                     break

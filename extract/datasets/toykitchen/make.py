@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import MachineError
+from extract.cores import usable_cores
 from extract.datasets.toykitchen.annotations import scene_at, write_annotations
 from extract.datasets.toykitchen.counter import draw_counter
 from extract.datasets.toykitchen.dials import GENERATOR, Dials
@@ -89,7 +90,7 @@ def current_umask() -> int:
 
 def default_jobs() -> int:
     """CPU cores this process may use, at most 8."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    return min(usable_cores(), 8)
 
 
 def fill(folder: Path, dials: Dials, jobs: int, progress: Callable[[int, int], None]) -> None:
