@@ -133,7 +133,7 @@ class _OpenCV(FlowMethod):
     min_size = 1
 
     def __init__(self) -> None:
-        self.cv2 = _opencv()
+        self.cv2 = _opencv(self.name)
         self._local = threading.local()  # a cv2 object keeps buffers between calls: one a thread
 
     @abstractmethod
@@ -207,7 +207,7 @@ def flow_recipe(name: str, weights: str | None = None) -> dict[str, Any]:
     if name not in METHODS:
         raise UserError(f"flow must be one of {', '.join(METHODS)}, got {name!r}")
     library = "torchvision" if name == "raft" else "opencv"
-    version = metadata.version(library) if name == "raft" else _opencv().__version__
+    version = metadata.version(library) if name == "raft" else _opencv(name).__version__
     return {
         "method": name,
         "rule": FLOW_RULE,
@@ -228,8 +228,8 @@ def _weights_hash(weights: str | None) -> str:
     return found.entry.hash if found.entry else file_hash(found.path)
 
 
-def _opencv() -> ModuleType:
-    """cv2 with its contrib modules.
+def _opencv(method: str) -> ModuleType:
+    """cv2, for TV-L1 with its contrib modules.
 
     opencv-python and opencv-contrib-python (headless or not) install into the same folder, and the one that is
     installed last wins: the folder cv2/optflow can then be there without the functions in it.
@@ -238,11 +238,11 @@ def _opencv() -> ModuleType:
         import cv2
     except ImportError as error:
         raise UserError(f"computing flow needs OpenCV ({error}): pip install 'clipbank[flow]'") from error
-    if not hasattr(getattr(cv2, "optflow", None), "DualTVL1OpticalFlow_create"):
+    if method == "tvl1" and not hasattr(getattr(cv2, "optflow", None), "DualTVL1OpticalFlow_create"):
         raise UserError(
-            f"OpenCV {cv2.__version__} is installed without its contrib modules (another package's opencv-python lies "
-            "over them, or they were never installed): "
-            "pip install --force-reinstall --no-deps opencv-contrib-python-headless"
+            f"flow tvl1: OpenCV {cv2.__version__} is installed without its contrib modules (another package's"
+            " opencv-python lies over them, or they were never installed):"
+            " pip install --force-reinstall --no-deps opencv-contrib-python-headless"
         )
     return cv2
 

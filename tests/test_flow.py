@@ -336,6 +336,7 @@ def test_missing_and_overwritten_opencv(monkeypatch):
         monkeypatch.setitem(sys.modules, "cv2", half)
         with pytest.raises(UserError, match="--force-reinstall --no-deps opencv-contrib-python-headless"):
             flow_recipe("tvl1")
+        assert flow_recipe("dis")["library"] == {"opencv": "5.0"}  # DIS is in OpenCV itself
 
 
 def test_importing_costs_neither_opencv_nor_torch():
