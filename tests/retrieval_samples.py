@@ -103,9 +103,9 @@ def run_of(features, out, head="t2vlad", say=lambda line: None, **options):
         small.pop("dropout")
     if head == "global_only":
         small.pop("clusters")
-    options = {"text": features / "toy" / "words.zarr", "seed": 1} | options
+    options = {"text": features / "toy" / "words.zarr", "seed": 1, "device": "cpu"} | options
     roots = options.pop("roots", [features])
-    return train_head(head, features=roots, out=out, set=small, progress=False, say=say, device="cpu", **options)
+    return train_head(head, features=roots, out=out, set=small, progress=False, say=say, **options)
 
 
 def small_text_network(folder):
