@@ -1,6 +1,7 @@
 """The thesis's ablations of SAOA and IPL, and SAP's, on toy kitchen: which relations of their tables come out here.
 
     python benchmarks/ablations_egocentric.py [--seeds 0 1 ... 9] [--studies tables flow distractors clutter camera]
+        [--root DIR] [--jobs N] [--write docs/ablations.md]
 
 Every seed has networks of its own: VerbNet and NounNet (small3d) as in the demo, the same two on optical flow (DIS),
 and for IPL one network of both. Their features are cached, and every row of `heads.ablations` is trained on them: the
@@ -14,16 +15,22 @@ Figures are validation top-1 of the last epoch.
     camera       RGB + flow's gain against camera motion
 
 Each relation *holds*, is *reversed* or *undecided* by the 95 % t-interval of its paired differences. The kitchens are
-frozen by the hashes of their dials, which are compared first. What is done already under --root is not done again.
-Prints Markdown, and writes it to ROOT/ablations_egocentric.md and into --write FILE. Asserts nothing (exit 0).
+frozen by the hashes of their dials, which are compared first. --jobs N works on N seeds at a time, a process each, on
+the GPU if there is one. Prints Markdown and keeps the figures in ROOT/ablations_egocentric.json: a killed run goes on
+with what it lacks (remove that file after a change of settings). Asserts nothing (exit 0).
 """
 
 import functools
+import json
+import multiprocessing
+import os
 import re
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ablation_table import arguments, interval, markdown, relation, write_section
@@ -41,7 +48,11 @@ IPL_ROWS = ("IPL", "IPL, independent centres", "IPL w/o background", "IPL, K = 1
 FLOW = f"py:{Path(__file__).with_name('small3d_flow.py')}:small3d_flow"
 SQUASHED = 'resize={"mode":"squash","size":112}'
 
+STREAMS = {"rgb": "", "flow": ", Flow"}  # what stands behind a row's name
+BOTH = ", RGB+Flow"
+
 Figures = dict[str, float]  # {verb, noun, action: top-1 in percent}
+Work = dict[str, dict[str, tuple[str, ...]]]  # {kitchen: {row: its streams}}
 
 
 class Clock:
@@ -73,9 +84,26 @@ class Bench:
         return Chain(self.root / dials_of(dataset).name, dataset, seed)
 
     def note(self, kitchen: str, row: str, seed: int, figures: Figures, took: str) -> None:
-        self.found.setdefault((kitchen, row), {})[seed] = figures
+        self.keep({(kitchen, row): {seed: figures}})
         shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
         print(f"{kitchen}, seed {seed}, {row}: {shown} ({took})", flush=True)
+
+    def keep(self, found: dict[tuple[str, str], dict[int, Figures]]) -> None:
+        for key, by_seed in found.items():
+            self.found.setdefault(key, {}).update(by_seed)
+
+    def save(self, path: Path) -> None:
+        rows = [[*key, by_seed] for key, by_seed in self.found.items()]
+        path.write_text(json.dumps({"budget": self.budget, "size": self.size, "rows": rows}, indent=1))
+
+    def load(self, path: Path) -> None:
+        """The figures of an earlier run. Exits where they were made with other settings."""
+        if not path.is_file():
+            return
+        told = json.loads(path.read_text())
+        if (told["budget"], told["size"]) != (self.budget, self.size):
+            sys.exit(f"{path} was made with {told['budget']}, {told['size']}: choose another --root, or remove it")
+        self.keep({(kitchen, row): {int(s): f for s, f in by_seed.items()} for kitchen, row, by_seed in told["rows"]})
 
     def figures(self, kitchen: str, row: str, metric: str) -> list[float] | None:
         """By seed; None where a seed lacks it."""
@@ -207,7 +235,7 @@ def train_row(bench: Bench, kitchen: str, name: str, seed: int, stream: str = "r
     if "objects" in reads:
         stores["objects"] = objects(chain)
         settings["boxes_per_frame"] = max(5, 1 + dials_of(kitchen).distractors)  # the handled one is always among them
-    titled = name if stream == "rgb" else f"{name}, Flow"
+    titled = name + STREAMS[stream]
     clock = Clock()
     run = train_head(
         head,
@@ -243,7 +271,7 @@ def fuse(bench: Bench, kitchen: str, row: str, seed: int, runs: list[Path]) -> N
     with np.errstate(divide="ignore"):
         tops = accuracies({name: np.log(values) for name, values in probabilities.items()}, labels, prior)
     figures = {name: 100 * tops[name]["top1"] for name in METRICS}
-    bench.note(kitchen, f"{row}, RGB+Flow", seed, figures, clock.took())
+    bench.note(kitchen, row + BOTH, seed, figures, clock.took())
 
 
 def last_scores(folder: Path):
@@ -264,41 +292,109 @@ def last_scores(folder: Path):
 # --- studies ---
 
 
-def two_streams(bench: Bench, kitchen: str, seed: int, rows: tuple[str, ...]) -> None:
-    for row in rows:
-        fuse(bench, kitchen, row, seed, [train_row(bench, kitchen, row, seed, stream) for stream in ("rgb", "flow")])
-
-
-def run_study(bench: Bench, study: str, seed: int) -> None:
+def work_of(studies: Sequence[str]) -> Work:
+    """What the studies train. A row that two of them need is there once."""
     from heads.ablations import ROWS
 
-    if study == "tables":
-        for name, row in ROWS.items():
-            if row.head != "ipl":
-                train_row(bench, "toykitchen", name, seed)
-        for name in IPL_ROWS:
-            train_row(bench, "toykitchen", name, seed)
-    elif study == "flow":
-        two_streams(bench, "toykitchen", seed, ("Baseline", "SA"))
-    else:
-        for dose in doses_of(study):
-            for value in dose.values:
-                kitchen = variant(dose.dial, value)
-                if study == "camera":
-                    two_streams(bench, kitchen, seed, ("SA",))
-                else:
-                    for row in (dose.better, dose.worse):
-                        if seed not in bench.found.get((kitchen, row), {}):
-                            train_row(bench, kitchen, row, seed)
+    found: Work = {}
+
+    def add(kitchen: str, row: str, streams=("rgb",)) -> None:
+        row, fused = row.removesuffix(BOTH), row.endswith(BOTH)
+        rows = found.setdefault(kitchen, {})
+        rows[row] = max(rows.get(row, ()), tuple(STREAMS) if fused else streams, key=len)
+
+    for study in studies:
+        if study == "tables":
+            for row in (*(name for name, row in ROWS.items() if row.head != "ipl"), *IPL_ROWS):
+                add("toykitchen", row)
+        elif study == "flow":
+            for row in ("Baseline", "SA"):
+                add("toykitchen", row + BOTH)
+        else:
+            for dose in doses_of(study):
+                for value in dose.values:
+                    add(variant(dose.dial, value), dose.better)
+                    add(variant(dose.dial, value), dose.worse)
+    return found
 
 
 def doses_of(study: str):
-    """Doses of a study; the two metrics of the camera's come out of one."""
     if study == "camera":
-        return [dose for dose in DOSES if dose.dial == "camera"][:1]
+        return [dose for dose in DOSES if dose.dial == "camera"]
     return [
         dose for dose in DOSES if dose.dial == "distractors" and dose.better.startswith("IPL") == (study == "clutter")
     ]
+
+
+def titles(row: str, streams: tuple[str, ...]) -> list[str]:
+    """What the figures of a row are found under."""
+    return [row + STREAMS[stream] for stream in streams] + ([row + BOTH] if len(streams) > 1 else [])
+
+
+def prepare(bench: Bench, kitchen: str, rows: dict[str, tuple[str, ...]]) -> None:
+    """Make what all seeds of a kitchen read."""
+    chain = bench.chain(kitchen, bench.seeds[0])
+    for stream in STREAMS:
+        if any(stream in streams for streams in rows.values()):
+            frames(chain, stream)
+    if not all(row.startswith("IPL") for row in rows):
+        objects(chain)
+
+
+def work(bench: Bench, kitchen: str, rows: dict[str, tuple[str, ...]], seed: int):
+    """All rows of one seed in one kitchen; the figures found."""
+    bench = replace(bench, found={})
+    for row, streams in rows.items():
+        runs = [train_row(bench, kitchen, row, seed, stream) for stream in streams]
+        if len(runs) > 1:
+            fuse(bench, kitchen, row, seed, runs)
+    return bench.found
+
+
+def lacking(bench: Bench, kitchen: str, rows: dict[str, tuple[str, ...]], seed: int) -> dict[str, tuple[str, ...]]:
+    """The rows of which a figure is not known yet."""
+    return {
+        row: streams
+        for row, streams in rows.items()
+        if not all(seed in bench.found.get((kitchen, title), {}) for title in titles(row, streams))
+    }
+
+
+def run_studies(bench: Bench, studies: list[str], jobs: int, done) -> None:
+    """Find the figures that are not known yet; `done()` after each seed of a kitchen."""
+    units = [
+        (kitchen, todo, seed)
+        for kitchen, rows in work_of(studies).items()
+        for seed in bench.seeds
+        if (todo := lacking(bench, kitchen, rows, seed))
+    ]
+    kitchens: Work = {}
+    for kitchen, rows, _ in units:
+        kitchens[kitchen] = kitchens.get(kitchen, {}) | rows
+    if jobs == 1:
+        for kitchen, rows in kitchens.items():
+            prepare(bench, kitchen, rows)
+            for unit in (unit for unit in units if unit[0] == kitchen):
+                bench.keep(work(bench, *unit))
+                done()
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # of the processes started below
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        preparing = {pool.submit(prepare, bench, *item): item[0] for item in kitchens.items()}
+        pending = set(preparing)
+        try:
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    if future in preparing:
+                        future.result()
+                        of_kitchen = [unit for unit in units if unit[0] == preparing[future]]
+                        pending |= {pool.submit(work, bench, *unit) for unit in of_kitchen}
+                    else:
+                        bench.keep(future.result())
+                        done()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 # --- what is shown ---
@@ -313,9 +409,9 @@ def report(bench: Bench) -> str:
         "",
     ]
     lines += ["| row | verb | noun | action |", "|---|---|---|---|"]
-    for (kitchen, row), by_seed in bench.found.items():
-        if kitchen == "toykitchen" and len(by_seed) == len(bench.seeds):
-            cells = [spread([figures[name] for figures in by_seed.values()]) for name in METRICS]
+    for row in (title for item in work_of(STUDIES)["toykitchen"].items() for title in titles(*item)):
+        if bench.figures("toykitchen", row, "verb"):
+            cells = [spread(bench.figures("toykitchen", row, name)) for name in METRICS]
             lines.append(f"| {row} | {' | '.join(cells)} |")
     relations = []
     for claim in CLAIMS:
@@ -337,18 +433,18 @@ def spread(values: list[float]) -> str:
 
 
 def dose_lines(bench: Bench, dose) -> list[str]:
-    """One gain against its dial, and its slope; nothing where a value lacks figures."""
-    gains = []
+    """One gain against its dial, and its slope, over the values that were run; nothing for fewer than three."""
+    gains = {}
     for value in dose.values:
         both = [bench.figures(variant(dose.dial, value), row, dose.metric) for row in (dose.better, dose.worse)]
-        if not all(both):
-            return []
-        gains.append([b - w for b, w in zip(*both, strict=True)])
+        if all(both):
+            gains[value] = [b - w for b, w in zip(*both, strict=True)]
+    if len(gains) < 3:
+        return []
     lines = ["", f"{dose.name} ({dose.better} minus {dose.worse}, {dose.metric}s); claimed: {dose.expected}.", ""]
-    lines += [f"| {dose.dial} | " + " | ".join(str(value) for value in dose.values) + " | slope |"]
-    lines += ["|---" * (len(dose.values) + 2) + "|"]
-    cells = ["{:+.1f} ± {:.1f}".format(*interval(gain)) for gain in gains]
-    slopes = [slope(dose.values, [gain[i] for gain in gains]) for i in range(len(bench.seeds))]
+    lines += [f"| {dose.dial} | " + " | ".join(map(str, gains)) + " | slope |", "|---" * (len(gains) + 2) + "|"]
+    cells = ["{:+.1f} ± {:.1f}".format(*interval(gain)) for gain in gains.values()]
+    slopes = [slope(list(gains), of_seed) for of_seed in zip(*gains.values(), strict=True)]
     mean, half = interval(slopes)
     way = "rises" if mean - half > 0 else "falls" if mean + half < 0 else "undecided"
     if dose.rises is not None:
@@ -370,6 +466,7 @@ def small_kitchens(train: int, val: int) -> dict:
 def main() -> int:
     parser = arguments(__doc__, TITLE)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="seeds at a time [1]")
     parser.add_argument("--epochs", type=int, help="of the heads but IPL [the demo's]")
     parser.add_argument(
         "--clips", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="smaller kitchens, to try this script out"
@@ -384,13 +481,12 @@ def main() -> int:
     budget = BUDGET if args.epochs is None else {**BUDGET, "epochs": args.epochs, "last_epochs": args.epochs // 4}
     with work_folder(args.root) as root:
         bench = Bench(root, args.seeds, budget, small_kitchens(*args.clips) if args.clips else {})
-        for study in args.studies:
-            for seed in args.seeds:
-                run_study(bench, study, seed)
-            text = report(bench)
-            (root / "ablations_egocentric.md").write_text(text)
-            if args.write:
-                write_section(args.write, TITLE, text)
+        kept = root / "ablations_egocentric.json"
+        bench.load(kept)
+        run_studies(bench, args.studies, args.jobs, done=lambda: bench.save(kept))
+        text = report(bench)
+        if args.write:
+            write_section(args.write, TITLE, text)
         print(text)
     print(f"{time.monotonic() - started:.0f} s")
     return 0

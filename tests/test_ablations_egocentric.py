@@ -66,6 +66,46 @@ def test_report_has_rows_verdicts_and_doses():
     assert "SAOA's noun gain over pooled objects" not in text
 
 
+def test_a_dose_is_told_over_the_values_that_were_run():
+    found = filled()
+    for row in ("SA", "Baseline"):
+        del found.found[bench.variant("distractors", 7), row]
+    text = bench.report(found)
+    assert "| distractors | 0 | 1 | 3 | slope |" in text and "-0.1 ± 0.2 | +0.9 ± 0.2 | +4.9 ± 0.2 |" in text
+    for row in ("SA", "Baseline"):
+        del found.found[bench.variant("distractors", 1), row]
+    assert "| distractors |" not in bench.report(found)
+
+
+def test_figures_are_kept_and_what_lacks_is_found(tmp_path):
+    found = filled()
+    found.save(tmp_path / "kept.json")
+    again = bench.Bench(Path("nowhere"), [0, 1, 2, 3], {}, {})
+    again.load(tmp_path / "kept.json")
+    assert again.found == found.found
+    rows = bench.work_of(("tables", "flow"))["toykitchen"]
+    assert rows["SA"] == rows["Baseline"] == ("rgb", "flow") and rows["SAP"] == ("rgb",)
+    assert bench.lacking(again, "toykitchen", {"SAP": ("rgb",)}, 2) == {}
+    assert bench.lacking(again, "toykitchen", {"SAP": ("rgb",)}, 3) == {"SAP": ("rgb",)}
+    assert bench.lacking(again, "toykitchen", {"SA": ("rgb", "flow")}, 2) == {"SA": ("rgb", "flow")}  # no flow yet
+    again.budget = {"epochs": 1}
+    with pytest.raises(SystemExit, match="choose another --root"):
+        again.load(tmp_path / "kept.json")
+
+
+def test_every_row_of_a_study_is_planned():
+    plan = bench.work_of(bench.STUDIES)
+    assert set(plan) == set(KITCHENS)
+    for claim in CLAIMS:
+        planned = {title for item in plan["toykitchen"].items() for title in bench.titles(*item)}
+        assert {claim.better, claim.worse} <= planned
+    for dose in DOSES:
+        for value in dose.values:
+            rows = plan[bench.variant(dose.dial, value)]
+            planned = {title for item in rows.items() for title in bench.titles(*item)}
+            assert {dose.better, dose.worse} <= planned
+
+
 def test_a_seed_that_lacks_keeps_a_row_out():
     found = filled()
     found.seeds = [0, 1, 2, 3]
