@@ -298,10 +298,9 @@ def work_of(studies: Sequence[str]) -> Work:
 
     found: Work = {}
 
-    def add(kitchen: str, row: str, streams=("rgb",)) -> None:
-        row, fused = row.removesuffix(BOTH), row.endswith(BOTH)
-        rows = found.setdefault(kitchen, {})
-        rows[row] = max(rows.get(row, ()), tuple(STREAMS) if fused else streams, key=len)
+    def add(kitchen: str, title: str) -> None:
+        row, rows = title.removesuffix(BOTH), found.setdefault(kitchen, {})
+        rows[row] = tuple(STREAMS) if row != title else rows.get(row, ("rgb",))
 
     for study in studies:
         if study == "tables":
