@@ -432,15 +432,24 @@ def spread(values: list[float]) -> str:
 
 
 def dose_lines(bench: Bench, dose) -> list[str]:
-    """One gain against its dial, and its slope, over the values that were run; nothing for fewer than three."""
-    gains = {}
+    """One gain against its dial, and its slope, over the values that were run and the seeds that all of them have;
+    nothing for fewer than three values."""
+    found = {}  # {value: {seed: gain}}
     for value in dose.values:
-        both = [bench.figures(variant(dose.dial, value), row, dose.metric) for row in (dose.better, dose.worse)]
-        if all(both):
-            gains[value] = [b - w for b, w in zip(*both, strict=True)]
-    if len(gains) < 3:
+        better, worse = (bench.found.get((variant(dose.dial, value), row), {}) for row in (dose.better, dose.worse))
+        gains = {
+            seed: better[seed][dose.metric] - worse[seed][dose.metric]
+            for seed in bench.seeds
+            if seed in better and seed in worse
+        }
+        if len(gains) >= min(3, len(bench.seeds)):
+            found[value] = gains
+    seeds = [seed for seed in bench.seeds if all(seed in gains for gains in found.values())]
+    if len(found) < 3 or not seeds:
         return []
-    lines = ["", f"{dose.name} ({dose.better} minus {dose.worse}, {dose.metric}s); claimed: {dose.expected}.", ""]
+    gains = {value: [by_seed[seed] for seed in seeds] for value, by_seed in found.items()}
+    told = "" if len(seeds) == len(bench.seeds) else f"; {len(seeds)} seeds"
+    lines = ["", f"{dose.name} ({dose.better} minus {dose.worse}, {dose.metric}s{told}); claimed: {dose.expected}.", ""]
     lines += [f"| {dose.dial} | " + " | ".join(map(str, gains)) + " | slope |", "|---" * (len(gains) + 2) + "|"]
     cells = ["{:+.1f} ± {:.1f}".format(*interval(gain)) for gain in gains.values()]
     slopes = [slope(list(gains), of_seed) for of_seed in zip(*gains.values(), strict=True)]

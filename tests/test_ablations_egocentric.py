@@ -72,6 +72,8 @@ def test_a_dose_is_told_over_the_values_that_were_run():
         del found.found[bench.variant("distractors", 7), row]
     text = bench.report(found)
     assert "| distractors | 0 | 1 | 3 | slope |" in text and "-0.1 ± 0.2 | +0.9 ± 0.2 | +4.9 ± 0.2 |" in text
+    found.seeds.append(3)  # which nothing was run of yet
+    assert "nouns; 3 seeds)" in bench.report(found)
     for row in ("SA", "Baseline"):
         del found.found[bench.variant("distractors", 1), row]
     assert "| distractors |" not in bench.report(found)
