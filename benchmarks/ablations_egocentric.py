@@ -33,7 +33,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ablation_table import arguments, interval, markdown, relation, write_section
+from ablation_table import Relation, arguments, interval, relation, sections, write_section
 from egocentric_claims import CLAIMS, DOSES, KITCHENS
 from machine import print_machine
 from measuring import work_folder
@@ -404,7 +404,8 @@ def report(bench: Bench) -> str:
     lines = [
         f"`benchmarks/ablations_egocentric.py` on toy kitchen, {len(bench.seeds)} seeds: validation top-1 of the last"
         " epoch in percent, mean ± standard deviation. Networks are trained per seed, all heads `frozen` on their"
-        " features; boxes are the dataset's own. Differences are paired.",
+        " features; boxes are the dataset's own. Differences are paired; in brackets: the printed ones. Toy kitchen has"
+        " six verbs, so that K = 6 stands for table 4.7's 7 and 15.",
         "",
     ]
     lines += ["| row | verb | noun | action |", "|---|---|---|---|"]
@@ -412,16 +413,17 @@ def report(bench: Bench) -> str:
         if bench.figures("toykitchen", row, "verb"):
             cells = [spread(bench.figures("toykitchen", row, name)) for name in METRICS]
             lines.append(f"| {row} | {' | '.join(cells)} |")
-    relations = []
+    tables: dict[str, list[Relation]] = {}
     for claim in CLAIMS:
         better, worse = (bench.figures("toykitchen", row, claim.metric) for row in (claim.better, claim.worse))
         if better and worse:
-            name = f"{claim.table}, {claim.metric}: {claim.better} > {claim.worse}"
-            relations.append(relation(name, better, worse))
-    if relations:
-        lines += ["", markdown(relations)]
-        counts = [f"{sum(r.verdict == v for r in relations)} {v}" for v in ("holds", "reversed", "undecided")]
-        lines += ["", f"Of {len(relations)} relations: {', '.join(counts)}."]
+            name = f"{claim.metric}: {claim.better} > {claim.worse} ({claim.printed:+.1f})"
+            tables.setdefault(f"Table {claim.table}", []).append(relation(name, better, worse))
+    if tables:
+        verdicts = [relation.verdict for of_table in tables.values() for relation in of_table]
+        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in ("holds", "reversed", "undecided")]
+        lines += [*sections(tables), "", f"Of {len(verdicts)} relations: {', '.join(counts)}."]
+    lines += ["", "### Dose and response"] if any(dose_lines(bench, dose) for dose in DOSES) else []
     for dose in DOSES:
         lines += dose_lines(bench, dose)
     return "\n".join(lines) + "\n"

@@ -1,6 +1,13 @@
 """What `ablations_egocentric.py` tests: kitchens, claims of the tables, and doses. Plain data."""
 
+import sys
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from heads.published import published
 
 __all__ = ["CLAIMS", "DOSES", "KITCHENS", "Claim", "Dose"]
 
@@ -16,6 +23,8 @@ KITCHENS = {
 }
 
 FUSED = "SA, RGB+Flow"
+METRICS = ("verb", "noun", "action")
+PARTS = {"CSG": "CSG", "gating": "Gating", "cross-stream": "Cross-Stream", "ARM": "ARM", "CSG and ARM": "CSG & ARM"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Claim:
     metric: str  # verb | noun | action
     better: str
     worse: str
+    printed: float  # points between them
 
 
 @dataclass(frozen=True)
@@ -43,42 +53,47 @@ class Dose:
     rises: bool | None  # the claim about its slope; None: none is made
 
 
+RGB, ALL = {"R-50 RGB": "", "R-50 RGB+Obj": ""}, {"RGB": "", "Flow": ", Flow", "RGB+Flow": ", RGB+Flow"}
+I3D = {f"I3D {stream}{objects}": shown for stream, shown in ALL.items() for objects in ("", "+Obj")}
+R21D = {"R(2+1)D-34 RGB": ""}
+# table: (its source in heads/published.csv, metrics, {input: what stands behind a row's name})
+TABLES = {
+    "3.1": ("thesis table 3.1", ("verb", "noun"), RGB),
+    "3.2": ("thesis table 3.2", ("noun",), RGB),
+    "3.3": ("thesis table 3.3", ("verb",), RGB),
+    "3.4": ("thesis table 3.4", ("verb", "noun"), I3D),
+    "3.5": ("thesis table 3.5", ("action",), I3D),
+    "SAP 2": ("SAP (talk) table 2", ("noun",), RGB),
+    "4.5": ("thesis table 4.5", METRICS, R21D),
+    "4.6": ("thesis table 4.6", METRICS, R21D),
+    "4.7": ("thesis table 4.7", ("noun",), R21D),
+}
+# Rows by their names in heads/published.csv. SAP's noun branch is SAOA's, so its ablations are SAOA's.
+ROWS = {
+    "Baseline": "Baseline", "Verb + noun fusion": "Verb+Noun Fusion", "Noun + verb": "Noun + Verb",
+    "Detection, average pooling": "Det Feat + Avg Pooling", "Detection, max pooling": "Det Feat + Max Pooling",
+    "Noun + detection": "Noun + Det Feat", "SA": "SA", "SAOA": "SA", "SA, global alignment": "SA",
+    "SA, local alignment": "SA + Local Alignment", "SA, detection only": "SA (Det Feat only)", "SAP": "SAP",
+    **{f"{head} without {part}": f"SA w/o {shown}" for head in ("SA", "SAP") for part, shown in PARTS.items()},
+    "IPL": "IPL", "IPL, independent centres": "IPL, independent centres",
+    "IPL without background": "IPL w/o background", "IPL, K = 1": "IPL, K = 1", "IPL, K = 3": "IPL, K = 3",
+    "IPL, K = 5": "IPL", "IPL, K = 7": "IPL, K = 6", "IPL, K = 15": "IPL, K = 6",  # toy kitchen has six verbs
+}  # fmt: skip
+
+
 def _claims() -> list[Claim]:
-    found = []
-    parts = ("SA w/o CSG", "SA w/o Gating", "SA w/o Cross-Stream", "SA w/o ARM")
-    for metric in ("verb", "noun"):
-        found += [Claim("3.1", metric, "SA", row) for row in ("Baseline", *parts)]
-        found += [Claim("3.1", metric, row, "Baseline") for row in parts]
-    order = (
-        ("Det Feat + Max Pooling", "Det Feat + Avg Pooling"), ("SA (Det Feat only)", "Det Feat + Avg Pooling"),
-        ("SA (Det Feat only)", "Det Feat + Max Pooling"), ("Noun + Det Feat", "SA (Det Feat only)"),
-        ("SA + Local Alignment", "Noun + Det Feat"), ("SA", "Noun + Det Feat"), ("SA", "SA + Local Alignment"),
-    )  # fmt: skip
-    found += [Claim("3.2", "noun", better, worse) for better, worse in order]
-    order = (
-        ("Verb+Noun Fusion", "Baseline"), ("SAP", "Verb+Noun Fusion"), ("SAP", "Baseline"), ("SA", "SAP"),
-        ("SA", "Baseline"),
-    )  # fmt: skip
-    found += [Claim("3.3", "verb", better, worse) for better, worse in order]
-    for metric in ("verb", "noun"):
-        found += [Claim("3.4", metric, FUSED, "SA"), Claim("3.4", metric, FUSED, "SA, Flow")]
-        found.append(Claim("3.4", metric, "SA, Flow", "SA"))
-    found += [Claim("3.5", "action", f"SA{stream}", f"Baseline{stream}") for stream in ("", ", Flow", ", RGB+Flow")]
-    found += [Claim("3.5", "action", "SA", "SAP"), Claim("3.5", "action", FUSED, "SA")]
-    # SAP's noun branch is SAOA's, so its row is "SAP" and its ablations are SAOA's.
-    order = (
-        ("Noun + Verb", "Baseline"), ("Det Feat + Avg Pooling", "Noun + Verb"),
-        ("Det Feat + Max Pooling", "Det Feat + Avg Pooling"), ("SA w/o CSG & ARM", "Det Feat + Max Pooling"),
-        ("SA w/o ARM", "SA w/o CSG & ARM"), *(("SAP", row) for row in parts),
-    )  # fmt: skip
-    found += [Claim("SAP 2", "noun", better, worse) for better, worse in order]
-    found += [Claim("4.5", metric, "IPL", "IPL, independent centres") for metric in ("action", "verb", "noun")]
-    found += [Claim("4.6", metric, "IPL", "IPL w/o background") for metric in ("action", "noun")]
-    found.append(Claim("4.6", "verb", "IPL w/o background", "IPL"))  # 60.9 against 60.7
-    # Toy kitchen has six verbs: all of them stand for the thesis's 7 and 15.
-    order = (("IPL, K = 3", "IPL, K = 1"), ("IPL", "IPL, K = 3"), ("IPL", "IPL, K = 1"), ("IPL", "IPL, K = 6"))
-    found += [Claim("4.7", "noun", better, worse) for better, worse in order]
-    return found
+    """Every pair of a table's rows whose printed figures differ; the better one is the one that is printed so."""
+    found = {}  # K = 7 and K = 15 are one row here
+    for table, (source, metrics, inputs) in TABLES.items():
+        for metric in metrics:
+            rows = [row for row in published("epic55", f"{metric}.top1") if row.source == source]
+            rows = [row for row in rows if row.method in ROWS and row.input in inputs]
+            for one, other in combinations(sorted(rows, key=lambda row: -row.value), 2):
+                better, worse = (ROWS[row.method] + inputs[row.input] for row in (one, other))
+                if one.value > other.value and better != worse:
+                    claim = Claim(table, metric, better, worse, one.value - other.value)
+                    found.setdefault((table, metric, better, worse), claim)
+    return list(found.values())
 
 
 CLAIMS = _claims()

@@ -1,6 +1,7 @@
 """benchmarks/ablations_egocentric.py without its hours: the frozen kitchens, the claims' rows, and what is reported."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from heads.ablations import ROWS
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import ablations_egocentric as bench
-from egocentric_claims import CLAIMS, DOSES, FUSED, KITCHENS
+from egocentric_claims import CLAIMS, DOSES, FUSED, KITCHENS, Claim
 
 
 def test_every_kitchen_of_a_dose_is_frozen_and_none_is_another_by_now():
@@ -34,6 +35,13 @@ def test_claims_and_doses_name_rows_that_are_trained():
     assert FUSED in trained
     assert {claim.table for claim in CLAIMS} == {"3.1", "3.2", "3.3", "3.4", "3.5", "SAP 2", "4.5", "4.6", "4.7"}
     assert len({(claim.table, claim.metric, claim.better, claim.worse) for claim in CLAIMS}) == len(CLAIMS)
+    pairs = Counter((claim.table, claim.metric) for claim in CLAIMS)
+    assert all(pairs["3.1", metric] == 15 for metric in ("verb", "noun"))  # 6 rows, all figures different
+    assert pairs["3.2", "noun"] == 15 and pairs["3.3", "verb"] == 6 and pairs["SAP 2", "noun"] == 45
+    assert pairs["3.4", "verb"] == pairs["3.4", "noun"] == 3 and pairs["4.7", "noun"] == 6  # K = 1, 3, 5, all
+    assert all(pairs[table, metric] == 1 for table in ("4.5", "4.6") for metric in ("verb", "noun", "action"))
+    assert Claim("3.2", "noun", "SA", "SA (Det Feat only)", pytest.approx(4.4)) in CLAIMS
+    assert Claim("4.6", "verb", "IPL w/o background", "IPL", pytest.approx(0.2)) in CLAIMS
     for name in trained:
         if "," not in name or name.startswith("IPL"):
             head, settings = bench.row_of(name)
@@ -58,7 +66,7 @@ def filled(seeds=(0, 1, 2)):
 def test_report_has_rows_verdicts_and_doses():
     text = bench.report(filled())
     assert "| SA | 66.0 ± 1.0 |" in text
-    assert "| 3.1, noun: SA > SA w/o ARM | 66.0 | 61.1 | +4.9 ± 0.2 | holds |" in text
+    assert "| noun: SA > SA w/o ARM (+2.1) | 66.0 | 61.1 | +4.9 ± 0.2 | holds |" in text
     assert "RGB+Flow" not in text  # of what was not run nothing is claimed
     dose = text[text.index("SAOA's noun gain over the clip feature") :]
     assert "| distractors | 0 | 1 | 3 | 7 | slope |" in dose
