@@ -41,7 +41,7 @@ from pipelines.loop import Loop, Schedule, check_fit, shuffled_batches, train
 from pipelines.provenance import run_facts
 from pipelines.request import parse_settings as parse_options
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
-from pipelines.settings import parse_settings, part_of, settings_of
+from pipelines.settings import parse_settings, part_of, settings_of, with_sizes
 from pipelines.training import KEEP_BYTES
 from pipelines.training import SCHEDULES as OF_HEADS
 from pipelines.world import World, take_place
@@ -279,7 +279,7 @@ def _joint_model(head: str, network, source: ClipSource, classes, chosen, object
     sizes = {"verbs": classes["verb"], "nouns": classes["noun"], **head_class.dims(shapes)}
     windows = object_windows(source.family)
     defaults = {f"{name}_window_s": seconds for name, seconds in windows.items()}
-    head_config = head_class.Config(**{**sizes, **part_of(defaults | chosen, head_class.Config)})
+    head_config = head_class.Config(**with_sizes(defaults | chosen, head_class.Config, sizes))
     model = JointModel(network, head_class(head_config), freeze_norms=config.freeze_norms)
     return model, None if objects is None else object_reader(objects, head_class.reads["objects"], head_config, source)
 

@@ -35,7 +35,7 @@ from pipelines.provenance import run_facts
 from pipelines.request import feature_roots
 from pipelines.retrieval_clips import Pairs, expert_array, max_tokens_of, read_captions
 from pipelines.run_folder import Run, head_facts, start_run, store_facts
-from pipelines.settings import parse_settings, part_of, settings_of
+from pipelines.settings import parse_settings, part_of, settings_of, with_sizes
 from pipelines.world import take_place
 from stores import Store, open_store
 from stores.joining import same_dataset
@@ -158,7 +158,7 @@ def train_retrieval(
     shapes = {role: _shapes(role, store) for role, store in stores.items()}
     if module is not None:
         shapes = {TEXT: {"tokens": module.spec.outputs["tokens"][0]}, **shapes}
-    config = head_class.Config(**{**part_of(chosen, head_class.Config), **head_class.dims(shapes)})
+    config = head_class.Config(**with_sizes(chosen, head_class.Config, head_class.dims(shapes)))
     if not getattr(config, "mask_padding", True) and hasattr(config, "padded"):
         most = max_tokens_of(config.experts, schedule.max_tokens)
         config = replace(config, padded=(shapes[TEXT]["tokens"][0], *most.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from types import NoneType
@@ -10,7 +11,7 @@ from typing import get_args, get_type_hints
 
 from errors import UserError
 
-__all__ = ["parse_settings", "part_of", "settings_of"]
+__all__ = ["parse_settings", "part_of", "settings_of", "with_sizes"]
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -32,6 +33,15 @@ def part_of(chosen: Mapping[str, object], config: type) -> dict[str, object]:
     """Of the chosen settings, those that are fields of a config dataclass."""
     names = {field.name for field in fields(config)}
     return {key: value for key, value in chosen.items() if key in names}
+
+
+def with_sizes(chosen: Mapping[str, object], config: type, sizes: Mapping[str, int]) -> dict[str, object]:
+    """What a config dataclass takes: the settings chosen for it, and the sizes that the data decide. Raises UserError
+    for a chosen size that is another."""
+    for name, size in sizes.items():
+        if chosen.get(name, size) != size:
+            raise UserError(f"--set {name}={chosen[name]}: the data decide it, and it is {size} here; leave it out")
+    return {**part_of(chosen, config), **sizes}
 
 
 def parse_settings(
@@ -63,7 +73,10 @@ def _typed(key: str, value: object, known: Mapping[str, type]):
             return value if isinstance(value, bool) else _BOOLEANS[str(value).lower()]
         if kind is int and not (isinstance(value, (int, str)) and not isinstance(value, bool)):
             raise ValueError
-        return kind(value)
+        typed = kind(value)
     except (KeyError, ValueError, TypeError):
         article = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, kind.__name__)
         raise UserError(f"--set {key}={value}: {key} is {article}") from None
+    if kind is float and not math.isfinite(typed):
+        raise UserError(f"--set {key}={value}: {key} must be finite")
+    return typed

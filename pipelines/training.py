@@ -23,7 +23,7 @@ from pipelines.loop import Loop, Schedule, batches_of, check_fit, train
 from pipelines.needed_arrays import array_of
 from pipelines.provenance import run_facts
 from pipelines.run_folder import Run, head_facts, opened_once, start_run, store_facts
-from pipelines.settings import parse_settings, part_of, settings_of
+from pipelines.settings import parse_settings, part_of, settings_of, with_sizes
 from pipelines.world import take_place
 from stores import ClipDataset
 
@@ -156,7 +156,7 @@ def train_head(
     }
     classes = _classes(stores["verb"])
     sizes = {"verbs": classes["verb"], "nouns": classes["noun"], **head_class.dims(shapes)}
-    config = head_class.Config(**{**sizes, **part_of(chosen, head_class.Config)})
+    config = head_class.Config(**with_sizes(chosen, head_class.Config, sizes))
 
     torch.manual_seed(seed)
     head = head_class(config)

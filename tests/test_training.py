@@ -368,6 +368,7 @@ def test_settings():
         ("epoch=3", "near it are epochs"),
         ("epochs=2.5", "epochs is a whole number"),
         ("lr=fast", "lr is a number"),
+        ("lr=nan", "lr must be finite"),
         ("rescale=perhaps", "true or false"),
         ("lr", "write key=value"),
         ("qqqq=1", "there are epochs, lr, prior, rescale"),
@@ -403,6 +404,11 @@ def test_wrong_use(stores, tmp_path):
         train(stores, tmp_path / "run", fit="val")
     with pytest.raises(UserError, match="near it are lr"):
         train(stores, tmp_path / "run", set=["l_r=1"])
+    for setting, size in (("verbs", VERBS), ("nouns", NOUNS), ("channels", CLIP_ARRAYS["vector"].row_shape[-1])):
+        with pytest.raises(UserError, match=f"--set {setting}=512: the data decide it, and it is {size} here"):
+            train(stores, tmp_path / "run", set=[f"{setting}=512"])
+    with pytest.raises(UserError, match="noun_window_s must be finite"):
+        train(stores, tmp_path / "run", set=["noun_window_s=inf"])
     with pytest.raises(UserError, match="CUDA"):
         import torch
 
