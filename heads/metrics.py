@@ -6,6 +6,7 @@ as absent. Among equal scores the higher class index wins.
 
 import numpy as np
 
+from heads.localisation_metrics import frame_localisation_map, localisation_map
 from heads.retrieval_metrics import retrieval, retrieval_by_blocks
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "egtea",
     "epic100",
     "epic55",
+    "frame_localisation_map",
+    "localisation_map",
     "many_shot",
     "mean_average_precision",
     "mean_class_accuracy",
@@ -218,18 +221,19 @@ def epic55(
 
 
 def top_actions(verb_scores, noun_scores, n: int = 100, prior=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The n best actions of every clip, from the n best verbs and nouns: softmax(verb) * softmax(noun) [* prior].
+    """The n best actions of every clip by softmax(verb) * softmax(noun) [* prior].
 
     Scores (N, V) and (N, M) are logits without NaN; prior (V, M) or None. Returns verbs (N, n), nouns (N, n) and
     float64 scores (N, n), the best first; among equal ones the higher verb, then the higher noun, is before. Both EPIC
-    challenges score actions so (epic-kitchens-55-lib; C1-Action-Recognition, compute_action_scores with top_n=100).
+    challenges score actions so (epic-kitchens-55-lib; C1-Action-Recognition, compute_action_scores with top_n=100):
+    the n best products are those of the n best verbs and nouns. With a prior they need not be: it ranks all pairs.
 
     Raises ValueError: fewer than n pairs, or a NaN.
     """
     verb_p, noun_p = softmax(verb_scores), softmax(noun_scores)
     if np.isnan(verb_p).any() or np.isnan(noun_p).any():
         raise ValueError("a row that was not predicted has no best actions")
-    verbs, nouns = (_best(p, min(n, p.shape[1])) for p in (verb_p, noun_p))
+    verbs, nouns = (_best(p, p.shape[1] if prior is not None else min(n, p.shape[1])) for p in (verb_p, noun_p))
     if n > verbs.shape[1] * nouns.shape[1]:
         raise ValueError(f"{verbs.shape[1]} verbs and {nouns.shape[1]} nouns make fewer than {n} actions")
     out_verb, out_noun, out_score = [], [], []

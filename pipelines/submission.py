@@ -60,8 +60,8 @@ def submit(
 
     challenge: epic55 or epic100, or its rules [the runs' dataset]. weights: one a run, of the mean of softmax scores
     [all alike]. sls: the supervision levels (pretraining, training labels, training data) that EPIC-100 asks for.
-    actions: write the 100 best actions by eq. 3.14 with the first run's prior; without them the server multiplies verb
-    and noun. stores, place, device: as for `evaluate`.
+    actions: write the 100 best actions, by eq. 3.14 with the first run's prior where the challenge ranks so
+    (`Challenge.prior`); without them the server multiplies verb and noun. stores, place, device: as for `evaluate`.
 
     Returns {"file", "challenge", "runs", "segments": {file: n}, "filled": {file: [ids]}}. Raises UserError: runs of
     another dataset or other classes, and what `write_submission` raises.
@@ -79,7 +79,8 @@ def submit(
         ids = np.asarray(table["id"]).astype(object)[np.asarray(table["split"]) == split]
         scores = [_of_every_segment(ids, scorer) for scorer in scorers]
         scores, predicted = filled(scores[0] if shares is None else fused_scores(scores, shares), scorers[0].counts)
-        parts[file], prior = Part([str(name) for name in ids], scores["verb"], scores["noun"]), scorers[0].prior
+        parts[file] = Part([str(name) for name in ids], scores["verb"], scores["noun"])
+        prior = scorers[0].prior if rules.prior else None
         filled_ids[file] = [str(name) for name in ids[~predicted]]
         if filled_ids[file]:
             lacking = f"{len(filled_ids[file])} of {len(ids)} segments had no prediction"
@@ -141,13 +142,16 @@ def write_submission(
     """Write a challenge's zip; the file is replaced whole or not at all.
 
     challenge: its name or its rules. parts: {file in the zip: Part}, all files of the challenge with all their
-    segments. prior: mu (verbs, nouns) of eq. 3.14 for the actions' scores. sls: three integers 0..5, for a challenge
-    that asks for them.
+    segments. prior: mu (verbs, nouns) of eq. 3.14 for the actions' scores, of a challenge that ranks them with one
+    [none: the product of the two softmaxes]. sls: three integers 0..5, for a challenge that asks for them.
 
-    Raises UserError: files, segments, classes or levels that are not the challenge's, a score that is not finite.
+    Raises UserError: files, segments, classes, levels or a prior that are not the challenge's, a score that is not
+    finite.
     """
     rules = challenge if isinstance(challenge, Challenge) else CHALLENGES[challenge]
     _check_sls(rules, sls)
+    if prior is not None and not rules.prior:
+        raise UserError(f"the challenge {rules.name} ranks actions by the product of verb and noun, without a prior")
     if set(parts) != set(rules.files):
         raise UserError(f"{rules.name}: the files are {', '.join(rules.files)}, got {', '.join(parts) or 'none'}")
     for file, part in parts.items():

@@ -35,6 +35,7 @@ class Challenge:
     segments: Mapping[str, int]  # {file: how many segments it is about}
     verbs: int
     nouns: int
+    prior: bool  # whether actions are ranked with eq. 3.14's prior, else by the product of the two softmaxes alone
     sls: bool  # whether it asks for the supervision levels
 
 
@@ -48,9 +49,10 @@ CHALLENGES = {
             {"seen.json": 8_047, "unseen.json": 2_929},
             125,
             352,
+            prior=True,
             sls=False,
         ),
-        Challenge("epic100", "0.2", {"test.json": "test"}, {"test.json": 13_092}, 97, 300, sls=True),
+        Challenge("epic100", "0.2", {"test.json": "test"}, {"test.json": 13_092}, 97, 300, prior=False, sls=True),
     )
 }
 

@@ -1,6 +1,7 @@
 """Submission files of the EPIC challenges: what is written, what the checker says, and both against each other."""
 
 import json
+import math
 import zipfile
 from dataclasses import replace
 
@@ -12,10 +13,11 @@ from commands.submit import submit as command
 from errors import UserError
 from heads import metrics
 from pipelines import train_head
-from pipelines.evaluation import Place
+from pipelines.evaluation import Place, evaluate
 from pipelines.prediction import predict
 from pipelines.submission import Part, submit, write_submission
 from pipelines.submission_rules import CHALLENGES, check_submission
+from tests import synthetic_stores
 from tests.synthetic_stores import NOUNS, VERBS, clip_store, clips_table
 
 IDS = {
@@ -78,18 +80,36 @@ def test_epic55_file(epic55):
     assert len(of["action"]) == 100
 
 
+def ranking(verb_scores, noun_scores, prior=None):
+    """The 100 best pairs of one segment with their scores, by eq. 3.14 over all pairs, one by one."""
+    p, q = ([math.exp(x) for x in scores] for scores in (verb_scores, noun_scores))
+    p, q = ([x / sum(raised) for x in raised] for raised in (p, q))
+    pairs = ((v, n) for v in range(len(p)) for n in range(len(q)))
+    scored = [(p[v] * q[n] * (1 if prior is None else prior[v][n]), v, n) for v, n in pairs]
+    return {f"{v},{n}": x for x, v, n in sorted(scored, reverse=True)[:100]}  # of equal ones the higher is before
+
+
 def test_actions_are_the_best_by_equation_3_14(tmp_path):
-    rng = np.random.default_rng(2)
-    prior, parts = rng.random((97, 300)), parts_of("epic100", seed=3)
-    write_submission(tmp_path / "a.zip", SMALL["epic100"], parts, prior=prior, sls=(0, 0, 0))
-    of = results_of(tmp_path / "a.zip", "test.json")["results"]["P33_101_1"]["action"]
-    p, q = (np.exp(array[1]) / np.exp(array[1]).sum() for array in (parts["test.json"].verb, parts["test.json"].noun))
-    allowed = np.full(300, -np.inf)
-    allowed[np.argsort(q)[-100:]] = 0  # the hundred best nouns; all verbs
-    table = np.outer(p, q) * prior + np.where(np.isneginf(allowed), -1, 0)
-    order = np.argsort(table.ravel())[::-1][:100]
-    assert list(of) == [f"{i // 300},{i % 300}" for i in order]
-    assert list(of.values()) == pytest.approx(table.ravel()[order], rel=1e-4)
+    """Of all pairs: a prior may lift nouns that are not among the hundred best."""
+    prior, parts = np.random.default_rng(2).random((125, 352)) ** 9, parts_of("epic55", seed=3)
+    parts = {file: Part(part.ids, part.verb / 9, part.noun / 9) for file, part in parts.items()}
+    write_submission(tmp_path / "a.zip", SMALL["epic55"], parts, prior=prior)
+    of = results_of(tmp_path / "a.zip", "unseen.json")["results"]["9001"]["action"]
+    verb, noun = parts["unseen.json"].verb[1], parts["unseen.json"].noun[1]
+    expected = ranking(verb, noun, prior)
+    assert list(of) == list(expected)
+    assert list(of.values()) == pytest.approx(list(expected.values()), rel=1e-4)
+    assert {int(pair.split(",")[1]) for pair in of} - {*np.argsort(noun)[-100:].tolist()}
+
+
+def test_epic100_ranks_actions_without_a_prior(epic100, tmp_path):
+    part, of = parts_of("epic100")["test.json"], results_of(epic100, "test.json")["results"]
+    for i in (0, 7):
+        assert list(of[part.ids[i]]["action"]) == list(ranking(part.verb[i], part.noun[i]))
+    out = tmp_path / "a.zip"
+    with pytest.raises(UserError, match="the challenge epic100 ranks actions .* without a prior"):
+        write_submission(out, SMALL["epic100"], {"test.json": part}, prior=np.ones((97, 300)), sls=(0, 0, 0))
+    assert not out.exists()
 
 
 def test_epic100_file(epic100, tmp_path):
@@ -389,6 +409,64 @@ def test_runs_of_something_else_are_refused(trained, tmp_path):
     with pytest.raises(UserError, match="a submission holds every one"):
         submit(runs[:1], out, challenge=replace(rules, segments={"test.json": 13}), actions=False, **options)
     assert not out.exists()
+
+
+# ---- from a run to its actions ---------------------------------------------------------------------------
+
+MANY = {"VERBS": 8, "NOUNS": 130}  # more than 100 nouns, so that choosing among the best of them would show
+
+
+def paired_clips(test_splits):
+    """Clips whose noun mostly follows from the verb, so that the prior says much; the last 40 are test segments."""
+    rng, clips = np.random.default_rng(7), clips_table(10)
+    clips["verb"] = rng.integers(0, MANY["VERBS"], 100).astype(np.int32)
+    clips["noun"] = (clips["verb"] * 16 + np.minimum(rng.geometric(0.5, 100), 8)).astype(np.int32)
+    parts = ["train"] * 60 + [test_splits[i * len(test_splits) // 40] for i in range(40)]
+    return clips | {"split": np.array(parts, object)}
+
+
+def run_of_many_classes(challenge, folder):
+    """A run that has not learnt the nouns well yet, the challenge's rules for it, and its clips."""
+    clips = paired_clips(list(CHALLENGES[challenge].files.values()))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, n in MANY.items():
+            patch.setattr(synthetic_stores, name, n)
+        store = clip_store(folder, clips=clips, videos=10, dataset=challenge, draws=0)
+    options = {"set": {"lr": 0.1}, "fit": "trainval", "device": "cpu", "progress": False, "say": lambda line: None}
+    run = train_head("whole_frame", verb=store, noun=store, out=folder / "run", epochs=4, **options)
+    sizes = {file: int((clips["split"] == split).sum()) for file, split in CHALLENGES[challenge].files.items()}
+    rules = replace(CHALLENGES[challenge], segments=sizes, verbs=MANY["VERBS"], nouns=MANY["NOUNS"])
+    return run, rules, clips
+
+
+@pytest.mark.parametrize(("challenge", "with_prior"), [("epic55", True), ("epic100", False)])
+def test_written_actions_are_those_that_evaluate_counts(challenge, with_prior, tmp_path):
+    run, rules, clips = run_of_many_classes(challenge, tmp_path)
+    out, options = tmp_path / "a.zip", {"device": "cpu", "progress": False}
+    submit([run], out, challenge=rules, sls=(2, 3, 3) if rules.sls else None, **options)
+    assert check_submission(out, rules)["problems"] == []
+
+    train = clips["split"] == "train"
+    prior = np.zeros((rules.verbs, rules.nouns))
+    for v, n in zip(clips["verb"][train], clips["noun"][train], strict=True):
+        prior[v, n] += 1 / train.sum()
+    truth = {clip: f"{v},{n}" for clip, v, n in zip(clips["id"], clips["verb"], clips["noun"], strict=True)}
+    for file, split in rules.files.items():
+        written = {clip: of["action"] for clip, of in results_of(out, file)["results"].items()}
+        otherwise = {}
+        with np.load(predict(run, split, **options)["file"]) as scores:
+            assert list(written) == scores["ids"].tolist()
+            for clip, verb, noun in zip(scores["ids"], scores["verb"], scores["noun"], strict=True):
+                expected = ranking(verb, noun, prior if with_prior else None)
+                assert list(written[clip]) == list(expected)
+                assert list(written[clip].values()) == pytest.approx(list(expected.values()), rel=1e-4)
+                otherwise[clip] = ranking(verb, noun, None if with_prior else prior)
+        figures = evaluate(run, split, **options)
+        counted = figures["action"] if with_prior else figures["overall"]["action"]
+        for k, figure in ((1, "top1"), (5, "top5")):
+            ours, other = (np.mean([truth[clip] in list(of[clip])[:k] for clip in of]) for of in (written, otherwise))
+            assert counted[figure] == pytest.approx(ours) and 0 < ours < 1
+            assert ours != other  # with the other rule it would be another figure
 
 
 # ---- the command -----------------------------------------------------------------------------------------
