@@ -165,9 +165,8 @@ def extraction_options(command):
         click.option(
             "--test-clips",
             type=int,
-            default=0,
-            show_default=True,
-            help="Evenly spaced clips cached of every other segment, whose scores IPL averages (10 in the thesis).",
+            help="Evenly spaced clips cached of every other segment, whose scores IPL averages at test [0; 10 with"
+            " --for ipl].",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random centres."),
         click.option("--split", metavar="[SCHEME:]PART", help="Compute only this part of the clips now."),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from commands.options import moved_store_options, moved_stores, store_option
+from commands.options import ROLES, RoleOfStore, moved_store_options, moved_stores, store_option
 from commands.printing import published_table, say, show
 from commands.stopping import DAMAGE, DONE
 from errors import count_of
@@ -75,14 +75,9 @@ def evaluate(runs, published, as_json, **options):
         raise click.UsageError("stores that have moved are told of one run at a time")
     scoring = {"stores": stores, **scoring_of(options, as_json)}
     facts = figures_of(runs[0], **scoring) if len(runs) == 1 else evaluate_all(runs, **scoring)
-    beside = compared(runs[0], facts) if published else []
-    show({**facts, "published": beside} if published and as_json else facts, as_json)
-    if published and not as_json:
-        trained = facts["features"] if len(runs) == 1 else f"mean of {len(runs)} runs"
-        lines = published_table(beside, f"{runs[0].name}, {trained}")
-        click.echo(
-            "\n".join(["", *lines] if lines else ["", f"no paper here prints figures of split {facts['split']}"])
-        )
+    beside = compared(runs[0], facts) if published else None
+    trained = facts.get("features") if len(runs) == 1 else f"mean of {len(runs)} runs"
+    show_beside(facts, beside, f"{runs[0].name}, {trained}", as_json)
 
 
 def compared(run: Path, facts: dict) -> list[dict]:
@@ -90,6 +85,14 @@ def compared(run: Path, facts: dict) -> list[dict]:
     from pipelines.run_folder import open_run
 
     return published_rows(open_run(run).facts["dataset"]["name"], facts["split"], facts.get("average", facts))
+
+
+def show_beside(facts: dict, beside: list[dict] | None, ours: str, as_json: bool, printed: str = "figures") -> None:
+    """A run's facts, and what papers print beside them, where that is asked for (not None)."""
+    show({**facts, "published": beside} if beside is not None and as_json else facts, as_json)
+    if beside is not None and not as_json:
+        lines = published_table(beside, ours)
+        click.echo("\n".join(["", *(lines or [f"no paper here prints {printed} of split {facts['split']}"])]))
 
 
 @click.command()
@@ -119,12 +122,46 @@ def numbers(ctx, param, value):
 @click.argument("runs", nargs=-1, required=True, type=path_option)
 @click.option("--weights", callback=numbers, metavar="A,B,...", help="Weight of each run in the mean [all alike].")
 @click.option("--out", type=path_option, help="Also write the fused scores, as predict does.")
+@click.option("--published", is_flag=True, help="Also what papers print of several networks on this split.")
+@click.option(
+    "--store",
+    "moved",
+    multiple=True,
+    metavar="[RUN:]ROLE=PATH",
+    help="A store that has moved: of RUN, as it is named above, or of every run that reads one of this role;"
+    " repeatable.",
+)
+@moved_store_options(*ROLES)
 @scoring_options
-def fuse(runs, weights, out, as_json, **options):
+def fuse(runs, weights, out, published, moved, as_json, **options):
     """Late fusion: figures of the mean of several runs' softmax scores, such as RGB and flow."""
     from pipelines.prediction import fuse as figures_of
+    from pipelines.prediction import published_fused
+    from pipelines.run_folder import open_run
 
-    show(figures_of(runs, weights=weights, out=out, say=say, stores=None, **scoring_of(options, as_json)), as_json)
+    stores, stores_of = stores_by_run(runs, moved, options)
+    scoring = {"stores": stores, "stores_of": stores_of, **scoring_of(options, as_json)}
+    facts = figures_of(runs, weights=weights, out=out, say=say, **scoring)
+    beside = published_fused(open_run(runs[0]).facts["dataset"]["name"], facts["split"], facts) if published else None
+    show_beside(facts, beside, " + ".join(run.name for run in runs), as_json, "figures of several networks")
+
+
+def stores_by_run(runs, moved, options: dict) -> tuple[dict | None, dict]:
+    """({role: path} of all runs, {run: {role: path}}) of `[RUN:]ROLE=PATH`s and of the options of the roles, which are
+    taken out."""
+    own = {}
+    shared = options["moved"] = []
+    for value in moved:
+        named = [run for run in runs if value.startswith(f"{run}:")]
+        run = max(named, key=lambda run: len(str(run)), default=None)
+        role, path = RoleOfStore().convert(value.removeprefix(f"{run}:"), None, click.get_current_context())
+        if run is None:
+            shared.append((role, path))
+        elif role in own.setdefault(run, {}):
+            raise click.UsageError(f"the {role} store of {run} is given twice: {own[run][role]} and {path}")
+        else:
+            own[run][role] = path
+    return moved_stores(options), own
 
 
 @click.group()

@@ -10,13 +10,10 @@ import numpy as np
 
 from errors import UserError
 from extract.datasets import load_dataset
-from extract.networks import create_network, network_spec
+from extract.networks import create_network
 from extract.networks.packages import need_package
-from extract.sampling import ClipSampling
-from extract.transforms import Resize
-from extract.weights import TRAINED_BESIDE
-from heads import create_head
-from pipelines.base_training import BackboneConfig, object_reader, prior_of
+from pipelines.backbone_runs import open_backbone, trained_beside
+from pipelines.base_training import prior_of
 from pipelines.detector_training import (
     DetectorConfig,
     FramesOfSplit,
@@ -28,60 +25,50 @@ from pipelines.detector_training import (
 )
 from pipelines.devices import pick_device
 from pipelines.evaluated_clips import ClipScorer, EvaluatedClips, class_counts
-from pipelines.evaluation import check_lineage, covered_accuracies, write_figures
+from pipelines.evaluation import check_lineage, clips_averaged, covered_accuracies, write_figures
 from pipelines.frame_reader import FrameReader
 from pipelines.labelled_clips import (
-    ClipInput,
     ClipSource,
-    LabelledClips,
-    check_frames,
     clip_source,
-    input_options,
-    labels_of,
     source_of,
 )
 from pipelines.recogniser_clips import ClipRows, FrameInputs, VectorInputs, targets_of
 from pipelines.recogniser_training import RecogniserConfig, segment_scores
+from pipelines.request import TEST_CLIPS
 from pipelines.run_folder import Run
 
 __all__ = ["backbone_scorer", "detector_figures_of", "recogniser_scorer"]
 
 
 def backbone_scorer(run: Run, split: str, *, stores, place, device, allow_incomplete, progress) -> ClipScorer:
-    """A run of train-backbone with linear classifiers or a head: centre clips of its frames."""
-    facts, targets = run.facts, run.facts["targets"]
-    config, of_network = BackboneConfig(**facts["training"]), facts["network"]
-    device = pick_device(device)
-    tensors, metadata = run.best_checkpoint()
-    spec = network_spec(of_network["name"], **of_network["options"])
-    given = ClipInput(spec, ClipSampling(**of_network["sampling"]), Resize(**of_network["resize"]))
-    opened, source = _frames(run, spec.reads, stores, place)
-    check_frames(source, given)
-    labels, _ = labels_of(source, targets, facts["fit"])
-    clips = LabelledClips(source.clips, labels, source.frames, given, facts["seed"])
-    options = input_options(of_network["options"], given)
-    network = create_network(of_network["name"], str(run.path), **options).to(device, config.precision)
-    model = _trained_model(run, network, tensors)
-    if "objects" in opened:
-        clips.objects = object_reader(opened["objects"], model.head.reads["objects"], model.head.config, source)
-
+    """A run of train-backbone with linear classifiers or a head: centre clips of its frames; of a head that averages,
+    the mean over `TEST_CLIPS` evenly spaced clips, those at which `extract --test-clips` puts them."""
+    opened, targets = open_backbone(run, stores=stores, place=place, device=device), run.facts["targets"]
+    source, clips, model = opened.source, opened.clips, opened.model
+    labels, batch = clips.labels, opened.config.at_once
     own = _evaluated(source, labels, source.split(split), split)
-    fitted = source.split(facts["fit"])
+    fitted = source.split(run.facts["fit"])
     prior = prior_of(clips, clips.usable(fitted), targets)
 
-    def score() -> dict[str, np.ndarray]:
-        from pipelines.trained_models import centre_scores
+    averages = getattr(getattr(model, "head", None), "averages", False)
+    windows = clips.test_windows(own.which, TEST_CLIPS) if averages else None
+    averaged = clips_averaged(np.bincount(windows[0], minlength=len(own))) if averages else {}
 
-        return centre_scores(model, clips, own.which, targets, config.at_once, progress)
+    def score() -> dict[str, np.ndarray]:
+        from pipelines.trained_models import centre_scores, mean_scores
+
+        if averages:
+            return mean_scores(model, clips, own.which, windows, targets, batch, progress)
+        return centre_scores(model, clips, own.which, targets, batch, progress)
 
     return ClipScorer(
         clips=own,
         classes=targets,
-        epoch=metadata["epoch"],
+        epoch=opened.epoch,
         counts={name: class_counts(labels[name][fitted], n) for name, n in targets.items()},
         prior=prior,
         score=score,
-        figures=lambda scores: covered_accuracies(scores, own.labels, prior),
+        figures=lambda scores: covered_accuracies(scores, own.labels, prior) | averaged,
     )
 
 
@@ -157,42 +144,11 @@ def detector_figures_of(run: Run, split: str, *, stores, place, device, allow_in
 # --- what is in a run ---
 
 
-def _frames(run: Run, reads: str, stores, place) -> tuple[dict, ClipSource]:
-    """(the run's other stores by role, its clips with their frames)."""
-    moved = dict(stores or {})
-    frames = None if "frames" in run.facts["stores"] else moved.pop("frames", "decode")  # it decoded videos
-    opened = run.open_stores(moved)
-    name = run.facts["dataset"]["name"]
-    source = clip_source(
-        reads,
-        dataset=place.dataset or name,
-        frames=frames or opened["frames"],
-        data=place.data,
-        videos=place.videos,
-    )
-    if source.name != name:
-        raise UserError(f"{run.path} was trained on {name}; {source.where} is of {source.name}")
-    return opened, source
-
-
-def _trained_model(run: Run, network, tensors: Mapping):
-    """The model of a backbone's run, with the weights of its checkpoint."""
-    from pipelines.trained_models import ClassifiedBackbone, JointModel
-
-    if "head" in run.facts:
-        head = create_head(run.head_name, **run.facts["head"]["config"])
-        head.load_state_dict(_beside(tensors, "head."))
-        return JointModel(network, head, freeze_norms=True)
-    model = ClassifiedBackbone(network, run.facts["targets"], dropout=0.0, freeze_norms=True)
-    model.classifier.load_state_dict(_beside(tensors, "classifier."))
-    return model
-
-
 def _trained_recogniser(run: Run, tensors: Mapping, target: str, classes: int, of_frames: bool, device, precision):
     from pipelines.recogniser_model import TrainedRecogniser, own_classifier
 
     name, options = run.facts["network"]["name"], run.facts["network"]["options"]
-    own = _beside(tensors, f"classifier.{target}.")
+    own = trained_beside(tensors, f"classifier.{target}.")
     if own:
         weight, bias = own["weight"], own["bias"]
     else:
@@ -203,12 +159,6 @@ def _trained_recogniser(run: Run, tensors: Mapping, target: str, classes: int, o
     network = create_network(name, str(run.path), **options).to(device, precision)
     network.keep = ("vector",)
     return TrainedRecogniser(weight, bias, network)
-
-
-def _beside(tensors: Mapping, prefix: str) -> dict:
-    """What was trained beside a network, without its prefix."""
-    prefix = f"{TRAINED_BESIDE}{prefix}"
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _evaluated(source: ClipSource, labels: Mapping, which: np.ndarray, split: str) -> EvaluatedClips:

@@ -97,8 +97,9 @@ SCHEDULES: dict[tuple[str, str], dict[str, object]] = {
         "precision": "bf16",
         "dropout": 0.0,
     },  # fmt: skip
-    ("ipl", "i3d"): OF_HEADS["ipl", ""],
-    ("ipl", "r2plus1d34"): OF_HEADS["ipl", "r2plus1d34"],
+    # Thesis section 4.3.2: random scaling, cropping and horizontal flipping.
+    ("ipl", "i3d"): OF_HEADS["ipl", ""] | {"flip": True},
+    ("ipl", "r2plus1d34"): OF_HEADS["ipl", "r2plus1d34"] | {"flip": True},
 }
 
 

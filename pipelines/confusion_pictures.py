@@ -37,18 +37,23 @@ def confusion_pictures(run: Run, scorer: ClipScorer, split: str, names: Mapping[
 
     scorer: of the run on the split (`evaluation.open_scorer`). names: {label: class names}. Classes that neither occur
     nor are predicted are left out.
+
+    Raises UserError: clips that have no single label each.
     """
+    labels = scorer.clips.labels
+    if not {*scorer.classes} & {*labels}:
+        raise UserError(f"{run.path}: its clips have no single {', '.join(scorer.classes)} each: no confusion to show")
     scores = scorer.score()
     return [
         _draw_confusion(
             run.path / "pictures" / f"confusion_{label}.png",
-            confusion(scorer.clips.labels[label], predicted_classes(scores[label]), classes),
+            confusion(labels[label], predicted_classes(scores[label]), classes),
             scorer.counts[label],
             names.get(label) or (),
             f"{label}s: {run.trained} on {split} of {scorer.clips.dataset_name}",
         )
         for label, classes in scorer.classes.items()
-        if label in scorer.clips.labels
+        if label in labels
     ]
 
 

@@ -59,7 +59,12 @@ def feature_pictures(
         path = run.path / "pictures" / f"features_{role}.png"
         paths.append(_draw(path, places, labels, names.get(label) or (), title))
     if not paths:
-        raise UserError(f"{run.path}: it was trained on no store of clips' features, so there are none to show")
+        of_network = run.kind == "backbone"  # its features are not cached, but can be
+        remedy = f"; extract its own with --weights {run.path}, and plot a head that was trained on them"
+        raise UserError(
+            f"{run.path}: it was trained on no store of clips' features, so there are none to show"
+            + (remedy if of_network else "")
+        )
     return paths
 
 

@@ -1,4 +1,5 @@
-"""Annotated clips as frames: what base training reads, around random instants to train, at the middle to validate."""
+"""Annotated clips as frames: what base training reads, around random instants to train, at the middle to validate, and
+at evenly spaced instants to test."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from errors import UserError
 from extract.datasets import list_datasets, load_dataset
 from extract.networks import NetworkSpec, network_spec
 from extract.networks.spec import READS
-from extract.sampling import ClipSampling, preset_for, window_starts
+from extract.sampling import ClipSampling, clip_rows, preset_for, window_starts
 from extract.transforms import Resize
 from pipelines.augment import centre_window, cut, random_crops
 from pipelines.find_stores import own_dataset, stored_name
@@ -210,7 +211,8 @@ class ClipInput:
 
 
 class LabelledClips:
-    """Annotated clips with their labels, and frames of them: at random places to train, at the middle to validate.
+    """Annotated clips with their labels, and frames of them: at random places to train, at the middle to validate,
+    evenly spaced to test.
 
     clips: table of a store or dataset (id, video, start_s, stop_s, splits, labels); labels: {target: (n_clips,) int64,
     -1 for none}. Every random number follows from (seed, clip id, epoch).
@@ -227,11 +229,7 @@ class LabelledClips:
     def readable(self, which: np.ndarray) -> np.ndarray:
         """Of clips `which`, those with all frames of their centre window."""
         which = which[~np.isnan(self.clips["stop_s"][which])]
-        return (
-            which[self.frames.usable(self.clips["video"][which], self.given.instants(self._starts(which, 0)))]
-            if len(which)
-            else which
-        )
+        return which[self._have_frames(which, self.centre_starts(which))]
 
     def middle(self, which: np.ndarray) -> dict:
         """The clips as extraction shows them. With n = len(which):
@@ -239,11 +237,14 @@ class LabelledClips:
         {"frames": uint8 (n, T, S, S, C), (n, S, S, C) for frame networks; "seen": float32 (n, 4), left, top, width and
         height of what is shown, relative to the frame; "labels": {target: (n,) int64}; and the object lists, if any}
         """
-        starts = self._starts(which, 0)
-        shown = self.frames.read(self.clips["video"][which], self.given.instants(starts))
+        return self.window(which, self.centre_starts(which))
+
+    def window(self, which: np.ndarray, starts_s: np.ndarray) -> dict:
+        """As `middle`, of the windows of clips `which` (n,) that start at (n,) seconds."""
+        shown = self.frames.read(self.clips["video"][which], self.given.instants(starts_s))
         crop = self.given.resize.crop
         windows = [centre_window(*clip.shape[1:3], crop) for clip in shown]
-        return self._batch(which, starts, shown, windows, [cut(*pair) for pair in zip(shown, windows, strict=True)])
+        return self._batch(which, starts_s, shown, windows, [cut(*pair) for pair in zip(shown, windows, strict=True)])
 
     def random(self, which: np.ndarray, epoch: int, config) -> dict:
         """As `middle`, around a random instant, randomly scaled and cropped, smaller by `config.crop`."""
@@ -253,6 +254,40 @@ class LabelledClips:
         size = max(1, round(config.crop * self.given.size))
         windows, out = random_crops(shown, ids, epoch, self.seed, size, config, None)
         return self._batch(which, starts, shown, windows, out)
+
+    def centre_starts(self, which: np.ndarray) -> np.ndarray:
+        """(n,) float64: seconds at which the centre windows of clips `which` (n,) start."""
+        return self._starts(which, 0)
+
+    def spaced_starts(self, which: np.ndarray, count: int) -> np.ndarray:
+        """(n, count) float64: seconds at which `count` evenly spaced windows of clips `which` (n,) start: those of the
+        rows -1..-count that `extract --test-clips` plans. All these clips must have a stop."""
+        which = np.asarray(which, np.int64)
+        some = {name: np.asarray(self.clips[name])[which] for name in ("id", "video", "start_s", "stop_s")}
+        rows = clip_rows(some, self.given.sampling, training=np.zeros(len(which), bool), test_clips=count)
+        spaced = rows["draw"] < 0
+        starts = np.empty((len(which), count))
+        starts[rows["clip"][spaced], -1 - rows["draw"][spaced]] = rows["start_s"][spaced]
+        return starts
+
+    def test_windows(self, which: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(places in `which` (m,) int64 ascending, (m,) seconds at which a window starts): what a clip is tested on.
+
+        Those of `count` evenly spaced windows that have all their frames; where none has, the centre window. A clip
+        without frames is not among them.
+        """
+        known = np.flatnonzero(~np.isnan(self.clips["stop_s"][which]))
+        starts = np.column_stack((self.spaced_starts(which[known], count), self.centre_starts(which[known])))
+        there = np.stack([self._have_frames(which[known], of_part) for of_part in starts.T], axis=1)
+        there[:, -1] &= ~there[:, :-1].any(axis=1)
+        clip, part = np.nonzero(there)
+        return known[clip], starts[clip, part]
+
+    def _have_frames(self, which: np.ndarray, starts_s: np.ndarray) -> np.ndarray:
+        """(n,) bool: whether all frames of the windows of clips `which` that start at (n,) seconds are there."""
+        if not len(which):
+            return np.zeros(0, bool)
+        return self.frames.usable(self.clips["video"][which], self.given.instants(starts_s))
 
     def _starts(self, which: np.ndarray, draw: int) -> np.ndarray:
         return window_starts(self.clips, self.given.sampling, which, draw, self.seed)

@@ -5,109 +5,40 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from errors import UserError
-from pipelines.devices import to_device
-from pipelines.evaluation import clip_dataset
 from pipelines.run_folder import Run, open_run
-from stores import ClipDataset
+from pipelines.shown_clips import shown_clips
 from stores.manifest import write_durable
 
-__all__ = ["attention_pictures", "class_name", "pyplot", "save_figure", "show_frame", "shown_clips", "training_curve"]
+__all__ = ["attention_pictures", "class_name", "pyplot", "save_figure", "show_frame", "title_of_clip", "training_curve"]
 
 FrameAt = Callable[[str, float], np.ndarray]
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
+CHARACTER = 0.082  # inches that a character of a title takes on average
+
 
 def attention_pictures(
-    run: str | Path | Run,
-    n: int = 6,
-    *,
-    frame_at: FrameAt,
-    split: str = "val",
-    stores: Mapping[str, object] | None = None,
-    clips: Sequence[str] | None = None,
-    class_names: Mapping[str, Sequence[str]] | None = None,
-    frames_shown: int = 4,
-    allow_incomplete: bool = False,
+    run: str | Path | Run, n: int = 6, *, frame_at: FrameAt, frames_shown: int = 4, **options
 ) -> list[Path]:
     """One PNG a clip in `<run>/pictures`: its most attended frames with their boxes and both attentions.
 
     frame_at: (video name, seconds) -> (H, W, 3) uint8, the frame shown at that instant, in display orientation.
-    clips: clip ids; by default n clips evenly spaced over the split. class_names: {"verb": [...], "noun": [...]},
-    by default those the store names, else the numbers. Under each frame stand the weights of its boxes for the noun
+    n, options: which clips, see `shown_clips.shown_clips`. Under each frame stand the weights of its boxes for the noun
     ("verb attends noun") and for the verb ("noun attends verb"), as shares of the whole list, in percent.
 
-    stores: {role: store or path} of those that have moved since the training.
-
-    Raises UserError: a head without attention, a clip that is not in the split, a split without any features, a
-    picture that cannot be written.
+    Raises UserError: a head without attention, what `shown_clips` raises, a picture that cannot be written.
     """
-    dataset, batch, out, shown = shown_clips(
-        run, "attention", "attends to no objects", n,
-        split=split, stores=stores, clips=clips, class_names=class_names, allow_incomplete=allow_incomplete,
-    )  # fmt: skip
+    shown = shown_clips(run, "attention", "attends to no objects", n, **options)
     paths = []
-    for i, clip in enumerate(shown):
-        frames = _most_attended(_frames(batch, out, i, dataset.boxes_per_frame), frames_shown)
-        paths.append(_draw(clip.path, clip.title, frames, lambda t, v=clip.video: frame_at(v, t)))
+    for i, clip in enumerate(shown.clips):
+        frames = _most_attended(_frames(shown.batch, shown.out, i, shown.boxes_per_frame), frames_shown)
+        paths.append(_draw(clip.path, clip.words, frames, lambda t, v=clip.video: frame_at(v, t)))
     return paths
-
-
-@dataclass(frozen=True)
-class ShownClip:
-    """A clip that a picture is made of."""
-
-    clip: int  # its number in the dataset
-    video: str
-    title: str  # its id, what it shows and what the head says it shows
-    right: bool  # whether the two agree
-    path: Path  # of the picture
-
-
-def shown_clips(
-    run: str | Path | Run,
-    picture: str,
-    lacks: str,
-    n: int,
-    *,
-    split: str = "val",
-    stores: Mapping[str, object] | None = None,
-    clips: Sequence[str] | None = None,
-    class_names: Mapping[str, Sequence[str]] | None = None,
-    allow_incomplete: bool = False,
-) -> tuple[ClipDataset, dict, dict[str, np.ndarray], list[ShownClip]]:
-    """(dataset, batch of n of its clips, the head's outputs for them, the clips), for pictures that show clips.
-
-    picture: its name among the head's `pictures`. lacks: what a head that has no such picture does, for the message.
-    The others, and what is raised, as for `attention_pictures`.
-    """
-    import torch
-
-    run = run if isinstance(run, Run) else open_run(run)
-    head, _ = run.best_head()
-    if picture not in getattr(head, "pictures", ()):
-        raise UserError(f"{run.path}: head {run.head_name} {lacks}, so there is no {picture} to show")
-    opened = run.open_stores(stores)
-    dataset = clip_dataset(head, opened, split, draws=(0,), allow_incomplete=allow_incomplete)
-    items = _chosen(dataset, clips, n)
-    if not items:
-        raise UserError(f"{run.path}: no clip of split {split!r} has features, so there is no {picture} to show")
-    batch = dataset.batch(items)
-    with torch.inference_mode():
-        out = {key: value.numpy() for key, value in head(to_device(batch, "cpu")).items()}
-    names = class_names or dataset.stores["verb"].manifest.dataset.get("class_names") or {}
-    shown = []
-    for i, item in enumerate(items):
-        clip, video = dataset.clips[item], dataset.video_names[dataset.videos[item]]
-        name, (truth, guess, right) = dataset.clip_ids[clip], _clip_words(batch, out, i, names)
-        title = f"{name}     truth: {truth}     predicted: {guess}"
-        shown.append(ShownClip(clip, video, title, right, run.picture_path(picture, str(name))))
-    return dataset, batch, out, shown
 
 
 def class_name(names: Sequence[str], number: int) -> str:
@@ -115,18 +46,11 @@ def class_name(names: Sequence[str], number: int) -> str:
     return str(names[number]) if number < len(names) else str(number)
 
 
-def _chosen(dataset, clips: Sequence[str] | None, n: int) -> list[int]:
-    """Items of these clips, or of n evenly spaced ones with features. Raises UserError for a clip that is not there."""
-    if clips is None:
-        good = np.flatnonzero(dataset.ok)
-        return (
-            good[np.unique(np.linspace(0, len(good) - 1, min(n, len(good))).astype(int))].tolist() if len(good) else []
-        )
-    where = {str(dataset.clip_ids[clip]): item for item, clip in enumerate(dataset.clips)}
-    lost = [clip for clip in clips if str(clip) not in where]
-    if lost:
-        raise UserError(f"clip {lost[0]!r} is not in this split")
-    return [where[str(clip)] for clip in clips]
+def title_of_clip(figure, words: Sequence[str], colour: str = "black") -> None:
+    """What is said of a clip above its picture, on one line, or on several where the figure is too narrow for one."""
+    line = (5 * " ").join(words)
+    fits = len(line) * CHARACTER <= figure.get_figwidth()
+    figure.suptitle(line if fits else "\n".join(words), fontsize=10, color=colour)
 
 
 def _frames(batch: dict, out: dict, i: int, k: int) -> dict[float, dict]:
@@ -154,22 +78,7 @@ def _most_attended(frames: Mapping[float, dict], n: int) -> list[tuple[float, di
     return [(time, frames[time]) for time in sorted(sorted(frames, key=weight)[-n:])]
 
 
-def _clip_words(batch: dict, out: dict, i: int, names: Mapping) -> tuple[str, str, bool]:
-    """(true verb and noun of clip i in words, predicted ones, whether they agree)."""
-
-    def words(pair):
-        said = []
-        for label, value in zip(("verb", "noun"), pair, strict=True):
-            known = names.get(label) or ()
-            said.append(str(known[value]) if 0 <= value < len(known) else f"{label} {value}")
-        return " ".join(said)
-
-    truth = [int(batch["labels"][label][i]) for label in ("verb", "noun")]
-    guess = [int(out[label][i].argmax()) for label in ("verb", "noun")]
-    return words(truth), words(guess), truth == guess
-
-
-def _draw(path: Path, title: str, frames: list[tuple[float, dict]], frame_at: Callable) -> Path:
+def _draw(path: Path, words: Sequence[str], frames: list[tuple[float, dict]], frame_at: Callable) -> Path:
     plt = pyplot()
     columns = max(1, len(frames))
     figure, axes = plt.subplots(1, columns, figsize=(3.6 * columns, 3.9), squeeze=False)
@@ -193,7 +102,7 @@ def _draw(path: Path, title: str, frames: list[tuple[float, dict]], frame_at: Ca
             _weights(axis, name, frame[name], 0.06 + 0.085 * line)
     if not frames:
         axes[0, 0].text(0.5, 0.5, "no objects were seen", ha="center")
-    figure.suptitle(title, fontsize=10)
+    title_of_clip(figure, words)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     return save_figure(figure, path)
 

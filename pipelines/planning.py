@@ -388,7 +388,10 @@ def _job(
     if not clip_axis and first and request.draws:
         raise UserError(f"--draws {request.draws}: {network} looks at whole videos or captions here, not at clips")
     if not clip_axis and first and request.test_clips:
-        raise UserError(f"--test-clips: {network} looks at whole videos or captions here, not at clips")
+        raise UserError(
+            f"{network} looks at whole videos, frames or captions here, not at clips: no --test-clips, which --for ipl"
+            " asks for"
+        )
     spec = network_spec(network, **options)
     given = None
     if boxes is not None:

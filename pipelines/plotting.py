@@ -16,7 +16,7 @@ from pipelines.find_stores import own_dataset
 from pipelines.frame_reader import FrameReader, frames_of
 from pipelines.pictures import FrameAt, attention_pictures, training_curve
 from pipelines.retrieval_examples import Footage
-from pipelines.run_folder import Run, open_run
+from pipelines.run_folder import Run, open_run, opened_once
 from stores.splits import split_column
 
 __all__ = ["PICTURES", "Sources", "plot_run"]
@@ -38,7 +38,11 @@ class Sources:
 
     @cached_property
     def stores(self) -> dict:
-        return self.run.open_stores(self.moved)
+        moved = dict(self.moved or {})
+        if self.run.kind != "backbone" or "frames" in self.run.facts["stores"]:
+            return self.run.open_stores(moved)
+        frames = moved.pop("frames", None)  # instead of the videos that it was trained on
+        return self.run.open_stores(moved) | ({} if frames is None else opened_once({"frames": frames}))
 
     @cached_property
     def split(self) -> str:
@@ -61,8 +65,8 @@ class Sources:
     @cached_property
     def frame_at(self) -> Callable[[str, float], np.ndarray]:
         """(video name, seconds) -> the frame: out of the frames store, where the run was trained on one, or a video."""
-        if "frames" in self.stores:
-            reader = FrameReader(self.stores["frames"])
+        reader = FrameReader(self.stores["frames"]) if "frames" in self.stores else None
+        if reader is not None and reader.channels == 3:  # flow is not what anybody sees
             number = {str(video): i for i, video in enumerate(reader.store.videos["name"])}
             return lambda video, time_s: reader.read([number[video]], [[time_s]])[0][0]
         name = self.dataset or self.run.facts["dataset"]["name"]
@@ -85,8 +89,9 @@ class Sources:
 
     @property
     def of_clips(self) -> dict:
-        """Arguments of pictures that show clips of a head's stores."""
-        return {"frame_at": self.frame_at, "split": self.split, "stores": self.stores}
+        """Arguments of pictures that show clips as a head sees them."""
+        shown = {"split": self.split, "stores": self.stores, "place": self.place, "class_names": self.class_names}
+        return {"frame_at": self.frame_at, **shown, "allow_incomplete": self.run.facts.get("allow_incomplete", False)}
 
     @cached_property
     def footage(self) -> Footage:
@@ -99,11 +104,14 @@ class Sources:
         incomplete = self.run.facts["allow_incomplete"]
         return {"footage": self.footage, "split": self.split, "stores": self.stores, "allow_incomplete": incomplete}
 
+    @property
+    def place(self) -> Place:
+        return Place(dataset=self.dataset, data=self.data, videos=self.videos)
+
     def scorer(self, run: Run):
         """A run's best model on the clips of the split."""
-        place = Place(dataset=self.dataset, data=self.data, videos=self.videos)
         moved = self.moved if run is self.run else None
-        options = {"stores": moved, "place": place, "device": None, "progress": False}
+        options = {"stores": moved, "place": self.place, "device": None, "progress": False}
         return open_scorer(run, self.split, allow_incomplete=run.facts.get("allow_incomplete", False), **options)
 
 
@@ -115,8 +123,7 @@ def _curve(sources: Sources) -> list[Path]:
 
 
 def _attention(sources: Sources) -> list[Path]:
-    incomplete = sources.run.facts["allow_incomplete"]
-    return attention_pictures(sources.run, sources.clips, allow_incomplete=incomplete, **sources.of_clips)
+    return attention_pictures(sources.run, sources.clips, **sources.of_clips)
 
 
 def _assignment(sources: Sources) -> list[Path]:
@@ -126,8 +133,7 @@ def _assignment(sources: Sources) -> list[Path]:
         return alignment_pictures(sources.run, sources.clips, **sources.of_captions)
     from pipelines.assignment_pictures import assignment_pictures
 
-    incomplete = sources.run.facts["allow_incomplete"]
-    return assignment_pictures(sources.run, sources.clips, allow_incomplete=incomplete, **sources.of_clips)
+    return assignment_pictures(sources.run, sources.clips, **sources.of_clips)
 
 
 def _confusion(sources: Sources) -> list[Path]:
@@ -179,7 +185,7 @@ PICTURES: dict[str, Callable[[Sources], list[Path]]] = {
 
 def of_head(run: Run) -> tuple[str, ...]:
     """What a run's head is looked at by."""
-    return () if run.base else getattr(run.create_head(), "pictures", ())
+    return getattr(run.create_head(), "pictures", ()) if "head" in run.facts else ()
 
 
 def usual_pictures(run: Run, against: Run | None) -> list[str]:

@@ -22,11 +22,13 @@ from errors import UserError, count_of
 from heads import metrics
 from pipelines.evaluated_clips import ClipScorer
 from pipelines.evaluation import check_labelled, check_lineage, open_scorer, predicted_rows, scored_figures
+from pipelines.published import published_rows
 from pipelines.run_folder import Run, open_run
 from stores.manifest import storage_errors, write_durable
 
-__all__ = ["filled", "fuse", "fused_scores", "fusion_shares", "predict", "write_scores"]
+__all__ = ["filled", "fuse", "fused_scores", "fusion_shares", "predict", "published_fused", "write_scores"]
 
+_SEVERAL = ("RGB+Flow", "models")  # in what tables call the input of figures that are of several networks
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -94,6 +96,8 @@ def fuse(
     *,
     weights: Sequence[float] | None = None,
     out: str | Path | None = None,
+    stores: Mapping[str, object] | None = None,
+    stores_of: Mapping[str | Path, Mapping[str, object]] | None = None,
     allow_seen: bool = False,
     say: Callable[[str], None] = lambda line: None,
     **options,
@@ -102,6 +106,8 @@ def fuse(
 
     weights: one a run, of the mean [all alike]. A clip that a run has no features for gets the mean over the others; it
     counts as wrong where none has. out: a file for the fused scores, as logarithms of the mean, as `predict` writes it.
+    stores: {role: store or path} of those that have moved since the training, for every run that reads such a store.
+    stores_of: {run, as among `runs`: the same for that run}, which count before those.
     options: as for `pipelines.evaluate`, of all runs.
 
     Returns {"split", "runs", "weights", figures as `evaluate` has them, "alone": {run: its own figures}}. Actions are
@@ -112,9 +118,10 @@ def fuse(
     """
     opened = [open_run(run) for run in runs]
     shares = fusion_shares(weights, len(opened))
+    moved = _moved_of_each(opened, runs, stores or {}, stores_of or {})
     scorers, all_scores = [], []
-    for run in opened:
-        scorer = open_scorer(run, split, **options)
+    for run, of_run in zip(opened, moved, strict=True):
+        scorer = open_scorer(run, split, stores=of_run, **options)
         check_lineage(run, scorer.clips, split, allow_seen)
         if scorers:
             scorer = _aligned(scorer, scorers[0], run, opened[0])
@@ -127,7 +134,8 @@ def fuse(
     fused = fused_scores(all_scores, shares)
     first = scorers[0]
     found = scored_figures(first, fused)
-    found.pop("rows", None)  # of the first run's stores
+    for name in ("rows", "clips_averaged"):  # of the first run's stores
+        found.pop(name, None)
     predicted = predicted_rows(fused)
     if out is not None:
         both, _ = filled(fused, first.counts)
@@ -139,6 +147,12 @@ def fuse(
     names = [str(run.path) for run in opened]
     coverage = float(predicted.mean())
     return {"split": split, "runs": names, "weights": shares.tolist(), **found, "coverage": coverage, "alone": alone}
+
+
+def published_fused(dataset: str, split: str, figures: Mapping) -> list[dict]:
+    """`published_rows` of what papers print of several networks together: RGB with flow, ensembles."""
+    rows = published_rows(dataset, split, figures)
+    return [row for row in rows if any(part in row["input"] for part in _SEVERAL)]
 
 
 def fused_scores(all_scores: Sequence[Mapping[str, np.ndarray]], shares: np.ndarray) -> dict[str, np.ndarray]:
@@ -164,6 +178,25 @@ def fusion_shares(weights: Sequence[float] | None, runs: int) -> np.ndarray:
     if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
         raise UserError("--weights are numbers from 0 on, not all 0")
     return shares / shares.sum()
+
+
+def _moved_of_each(
+    opened: Sequence[Run], named: Sequence[str | Path], shared: Mapping, own: Mapping[str | Path, Mapping]
+) -> list[dict]:
+    """{role: where its store lies now} of each run. Raises UserError for a run that is not fused, and for a role that
+    no run has a store of."""
+    strange = [run for run in own if run not in named]
+    if strange:
+        raise UserError(f"a store of {strange[0]} is given, which is not among the runs to fuse")
+    # One that decoded its dataset's videos can read them from a store of frames as well.
+    roles = [{*run.facts["stores"], *(["frames"] if run.kind == "backbone" else [])} for run in opened]
+    unread = next((role for role in shared if not any(role in of_run for of_run in roles)), None)
+    if unread is not None:
+        raise UserError(f"none of the runs to fuse reads a {unread} store")
+    return [
+        {role: store for role, store in shared.items() if role in of_run} | dict(own.get(name, {}))
+        for name, of_run in zip(named, roles, strict=True)
+    ]
 
 
 def _aligned(scorer: ClipScorer, first: ClipScorer, run: Run, first_run: Run) -> ClipScorer:

@@ -14,8 +14,10 @@ from extract.decode import DECODERS
 from extract.sampling import GRID_AXES
 
 __all__ = [
+    "AVERAGING_HEADS",
     "KEEP_FOR_HEAD",
     "SAMPLER_HEADS",
+    "TEST_CLIPS",
     "Extraction",
     "feature_roots",
     "parse_settings",
@@ -32,6 +34,8 @@ KEEP_FOR_HEAD = {
     "whole_frame": ("vector",),
 }
 SAMPLER_HEADS = ("psn", "scsampler")  # they read a light network's store and a recogniser's, of the same frames
+AVERAGING_HEADS = ("ipl",)  # they are tested on the mean scores of evenly spaced clips
+TEST_CLIPS = 10  # how many of a segment: the default of --test-clips with --for one of them (thesis section 4.3.2)
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*")
@@ -69,7 +73,7 @@ class Extraction:
     keep: tuple[str, ...] = ()
     only: bool = False
     draws: int | None = None  # random-centre clips a training segment
-    test_clips: int = 0  # evenly spaced clips of every other segment, beside its centre one
+    test_clips: int | None = None  # evenly spaced clips of every other segment; see TEST_CLIPS
     seed: int = 0
     dtype: str = "float16"
     # how it is computed
@@ -85,6 +89,10 @@ class Extraction:
     retry_failed: bool = False
 
     def __post_init__(self):
+        if self.test_clips is None:
+            of_clips = self.axis in (None, "clip") and self.hop is None
+            averaged = self.for_head in AVERAGING_HEADS and of_clips
+            object.__setattr__(self, "test_clips", TEST_CLIPS if averaged else 0)
         if [self.backbone, self.detector, self.expert].count(None) != 2:
             raise UserError("give one of --backbone, --detector and --expert")
         _one_of("--precision", self.precision, PRECISIONS)

@@ -107,8 +107,17 @@ class Run:
         return load_tensors(self.path / "best.safetensors")
 
     def best_head(self):
-        """(head with the best checkpoint, checkpoint's metadata). Raises UserError as `best_checkpoint`."""
+        """(head with the best checkpoint, checkpoint's metadata), of a head trained on stores.
+
+        Raises UserError as `best_checkpoint`, and of a base training: its checkpoint is a network's, with or without a
+        head (`pipelines.backbone_runs` opens those).
+        """
         head = self.create_head()
+        if self.base:
+            raise UserError(
+                f"{self.path}: its {self.head_name} was trained together with {self.facts['network']['name']} and reads"
+                " that network's maps, not stores"
+            )
         tensors, metadata = self.best_checkpoint()
         head.load_state_dict(tensors)
         return head.eval(), metadata
@@ -134,7 +143,7 @@ class Run:
         if not is_url(path) and not Path(path).exists():
             raise UserError(
                 f"{self.path}: its {role} store is not at {path} any more; say where it is now with"
-                f" {self.moved_option(role)} (of evaluate, predict, plot and reproduce)"
+                f" {self.moved_option(role)} (of evaluate, predict, fuse, plot and reproduce)"
             )
         return path
 

@@ -24,7 +24,7 @@ RANKS = ("MdR", "MnR")  # figures that are no shares: median and mean rank, from
 _NOT_SETTINGS = ("format", "made", "seed", "lineage", "unknown_ancestors", "random_features", "trained_on", "stores")
 _COUNTS = (
     "epoch", "clips", "rows", "trained_clips", "training_rows", "loss", "frames", "boxes", "trained_frames", "texts",
-    "videos", "experts", "trained_captions",
+    "videos", "experts", "trained_captions", "clips_averaged",
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from extract.networks.spec import READS
 from pipelines.devices import to_device
+from pipelines.evaluation import MeanScores
 from pipelines.labelled_clips import LabelledClips
 from stores import prefetch
 
-__all__ = ["ClassifiedBackbone", "JointModel", "centre_scores", "thaw"]
+__all__ = ["ClassifiedBackbone", "JointModel", "centre_scores", "mean_scores", "thaw"]
 
 
 class TrainedNetwork(nn.Module):
@@ -133,27 +134,63 @@ def centre_scores(
     batch_size: int,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """{name: (n, outputs) float32 logits of the centres of clips `which`, as after extraction}, NaN without frames."""
-    model.eval()
-    device = str(model.network.device)
+    """{name: (n, outputs) float32 logits of the centres of clips `which`, as after extraction}, NaN without frames.
+
+    Validation of every epoch takes these, of heads that average too: evenly spaced clips would cost it as many times
+    more.
+    """
     out = {name: np.full((len(which), width), np.nan, np.float32) for name, width in outputs.items()}
     there = np.flatnonzero(np.isin(which, clips.readable(which)))
-    places = [there[i : i + batch_size] for i in range(0, len(there), batch_size)]
-    batches = [which[of_batch] for of_batch in places]
-    bar = tqdm(prefetch(_Middle(clips), batches), total=len(batches), desc="scoring", disable=not progress, leave=False)
-    for of_batch, arrays in zip(places, bar, strict=True):
-        with model.network.inference():
-            logits = model(to_device(arrays, device))
+    windows = _Windows(clips, which[there], clips.centre_starts(which[there]))
+    for part, logits in _logits(model, windows, outputs, batch_size, progress):
         for name, values in out.items():
-            values[of_batch] = logits[name].float().cpu().numpy()
+            values[there[part]] = logits[name]
     return out
 
 
-class _Middle:
-    """Centre clips, for `prefetch`."""
+def mean_scores(
+    model: TrainedNetwork,
+    clips: LabelledClips,
+    which: np.ndarray,
+    windows: tuple[np.ndarray, np.ndarray],
+    outputs: Mapping[str, int],
+    batch_size: int,
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
+    """{name: (n, outputs) float32: log of the mean softmax score over the windows of each of clips `which` (n,)}, NaN
+    without any. windows: (places in `which` (m,), starts (m,) in seconds), as `LabelledClips.test_windows` gives them.
 
-    def __init__(self, clips: LabelledClips):
-        self.clips = clips
+    `batch_size` windows go through the network at once, whatever clips they are of; only the sums of scores are kept.
+    """
+    places, starts = windows
+    mean = MeanScores(len(which), outputs)
+    for part, logits in _logits(model, _Windows(clips, which[places], starts), outputs, batch_size, progress):
+        mean.add(places[part], logits)
+    return mean.logits()
+
+
+def _logits(
+    model: TrainedNetwork, windows: _Windows, names: Iterable[str], batch_size: int, progress: bool
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """(numbers of windows (b,), {name: float32 (b, outputs)}) of one batch after another."""
+    model.eval()
+    device = str(model.network.device)
+    batches = [np.arange(i, min(i + batch_size, len(windows))) for i in range(0, len(windows), batch_size)]
+    bar = tqdm(prefetch(windows, batches), total=len(batches), desc="scoring", disable=not progress, leave=False)
+    for part, arrays in zip(batches, bar, strict=True):
+        with model.network.inference():
+            logits = model(to_device(arrays, device))
+        yield part, {name: logits[name].float().cpu().numpy() for name in names}
+
+
+class _Windows:
+    """Windows of clips `which` (m,) that start at (m,) seconds, for `prefetch`."""
+
+    def __init__(self, clips: LabelledClips, which: np.ndarray, starts_s: np.ndarray):
+        self.clips, self.which, self.starts_s = clips, which, starts_s
+
+    def __len__(self) -> int:
+        return len(self.which)
 
     def batch(self, items: np.ndarray) -> dict:
-        return self.clips.middle(np.asarray(items))
+        return self.clips.window(self.which[items], self.starts_s[items])

@@ -456,7 +456,7 @@ def test_ipl_and_its_network_are_trained_together(folder, tmp_path):
     assert all(not torch.equal(tensors[key], value) for key, value in before.items())
     assert any(key.startswith("beside/head.") for key in tensors)
     assert {"verb", "noun", "action"} <= set(metrics_of(run))
-    assert same_figures(evaluate(run, progress=False), run)
+    assert evaluate(run, progress=False)["clips_averaged"] == {"min": 10, "mean": 10}  # validation took centre clips
 
 
 def test_saoa_with_cached_objects_and_its_network(folder, tmp_path):

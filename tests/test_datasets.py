@@ -1,11 +1,9 @@
-"""Datasets: EPIC-55 against its published counts, one's own CSV and everything that can be wrong with it."""
+"""Datasets: the registry, what a Dataset is, one's own CSV and everything that can be wrong with it."""
 
 import gzip
 import json
-import shutil
 import sys
 import textwrap
-import time
 
 import numpy as np
 import pytest
@@ -21,11 +19,9 @@ from extract.datasets import (
     register_dataset,
     select_split,
 )
-from extract.datasets.base import annotation_hash, clock_masks, find_media, strings, walk_media
-from extract.datasets.epic_csv import EpicPart, epic_dataset, observed_pairs
+from extract.datasets.base import annotation_hash, find_media, strings, walk_media
+from extract.datasets.epic_csv import EpicPart, epic_dataset
 from extract.datasets.registry import parse_options
-from extract.networks import network_spec
-from extract.sampling import clip_rows, instants, preset_for
 
 # ---- the registry ----------------------------------------------------------------------------------------
 
@@ -207,120 +203,7 @@ def test_find_media(tmp_path):
         find_media(tmp_path, names)
 
 
-# ---- EPIC-55 ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def epic_root(shared, tmp_path_factory):
-    """A data root with the real CSVs and three stand-ins for videos."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "epic55").mkdir()
-    (root / "epic55/annotations").symlink_to(shared / "annotations/epic-kitchens-55")
-    for name in ("videos/train/P01/P01_01.MP4", "videos/test/P01/P01_11.MP4", "flow_frames/P26/P26_01.tar"):
-        path = root / "epic55" / name
-        path.parent.mkdir(parents=True)
-        path.touch()
-    return root
-
-
-@pytest.fixture(scope="module")
-def epic(epic_root):
-    return load_dataset("epic55", epic_root)
-
-
-def test_epic_counts(epic):
-    result = json.loads(json.dumps(check_dataset(epic)))
-    assert result["rows"] == 39_448 and result["labelled_rows"] == 28_472
-    assert result["splits"] == {"train": 23_191, "val": 5_281, "test_s1": 8_047, "test_s2": 2_929}
-    assert result["classes"] == {"verb": 125, "noun": 352}
-    assert result["observed"] == {"verb": 119, "noun": 321, "action": 2_513}
-    assert (result["videos"], result["videos_on_disk"], len(result["missing"])) == (432, 2, 430)
-    assert result["captions"] == 28_472
-    assert (result["past_end"], result["centre_past_end"], result["centre_outside"]) == (0, 0, 0)
-    assert epic.family == epic.name == "epic55" and epic.grid_fps == 60.0
-    assert [len(epic.facts[f"many_shot_{kind}"]) for kind in ("verbs", "nouns", "actions")] == [26, 71, 819]
-    assert epic.saoa == {"backbone": "i3d_rgb", "objects": "faster_rcnn_r50_fpn"}
-
-
-def test_epic_first_clip_and_labels(epic):
-    clips = epic.clips
-    first = {name: column[0] for name, column in clips.items()}
-    assert (first["id"], first["verb"], first["noun"], first["split"]) == ("0", 2, 8, "train")
-    assert (first["start_s"], first["stop_s"]) == (7 / 60, 201 / 60)  # frames 8..202, 1-based, stop exclusive
-    assert epic.class_names["verb"][2] == "open" and epic.class_names["noun"][8] == "cupboard"
-    assert epic.texts["caption"][0] == "open door" and epic.texts["clip"][0] == 0
-    assert epic.facts["actions"][first["action"]].tolist() == [2, 8]
-    assert epic.videos["name"][first["video"]] == "P01_01"
-    for name in ("video", "verb", "noun", "action"):
-        assert clips[name].dtype == np.int32
-    test = np.char.startswith(clips["split"].astype(str), "test")
-    assert (clips["verb"][test] == -1).all() and (clips["action"][test] == -1).all()
-    # the first noun of every clip is among all its nouns, and none is there twice
-    pairs = set(zip(epic.labels["clip"].tolist(), epic.labels["label"].tolist(), strict=True))
-    assert len(pairs) == len(epic.labels["clip"]) and {(i, n) for i, n in enumerate(clips["noun"]) if n >= 0} <= pairs
-
-
-def test_epic_action_order_is_verb_then_noun(epic):
-    pairs = epic.facts["actions"]
-    assert pairs.shape == (2_513, 2) and (np.diff(pairs[:, 0] * 352 + pairs[:, 1]) > 0).all()
-    labelled = epic.clips["action"] >= 0
-    assert np.array_equal(pairs[epic.clips["action"][labelled], 0], epic.clips["verb"][labelled])
-    action, pairs = observed_pairs(np.array([1, -1, 0, 1]), np.array([2, 2, 5, 2]))
-    assert action.tolist() == [1, -1, 0, 1] and pairs.tolist() == [[0, 5], [1, 2]]
-
-
-def test_epic_split_is_the_papers(epic, shared):
-    lists = shared / "annotations/epic-kitchens-55/splits_baradel_lfb"
-    for part in ("train", "val"):
-        uids = (lists / f"{part}_uids.txt").read_text().split()
-        assert sorted(epic.clips["id"][select_split(epic.clips, part)]) == sorted(uids)
-
-
-def test_epic_clock(epic):
-    """At the real rates every centre falls inside its own segment; as native frame numbers they would not."""
-    masks, labelled = clock_masks(epic), epic.clips["verb"] >= 0
-    assert not masks["centre_outside"].any() and not masks["past_end"].any()
-    assert masks["native_centre_outside"][labelled].mean() == pytest.approx(0.237, abs=0.0005)
-    assert masks["native_past_end"][labelled].sum() == 281
-
-
-def test_epic_sampled_centres_at_real_rates(epic):
-    """The same for the rows that are sampled, every draw of them, through the decoder's rule."""
-    sampling = preset_for("epic55", network_spec("i3d")).sampling
-    begun = time.perf_counter()
-    rows = clip_rows(epic.clips, sampling, draws=4)
-    times = instants(rows, sampling)[:, sampling.frames // 2]
-    assert time.perf_counter() - begun < 5
-    assert len(times) == 39_448 + 4 * 23_191
-    rate = epic.videos["listed_fps"][rows["video"]]
-    shown = np.floor((times + 0.0005) * rate) / rate
-    start, stop = epic.clips["start_s"][rows["clip"]], epic.clips["stop_s"][rows["clip"]]
-    assert ((times >= start) & (times < stop)).all()
-    # a random centre on a segment's first instant may show the frame that began just before it
-    assert ((shown >= start - 1 / rate - 1e-9) & (shown < stop)).all()
-    centre = rows["draw"] == 0
-    assert ((shown >= start) & (shown < stop))[centre].all()
-
-
-def test_epic_flow(epic_root):
-    dataset = load_dataset("epic55", epic_root, media="flow")
-    assert dataset.grid_fps == 60.0 and len(missing_videos(dataset)) == 431
-    found = dataset.videos["name"] == "P26_01"
-    assert dataset.videos["path"][found] == "flow_frames/P26/P26_01.tar" and dataset.videos["kind"][found] == "tar"
-    assert dataset.annotation_hash == load_dataset("epic55", epic_root).annotation_hash
-
-
-def test_epic_annotations_may_be_gzipped(epic, epic_root, shared, tmp_path):
-    target = tmp_path / "epic55/annotations"
-    shutil.copytree(shared / "annotations/epic-kitchens-55", target, copy_function=shutil.copyfile)
-    for path in target.glob("EPIC_t*.csv"):
-        (target / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
-        path.unlink()
-    (target / "EPIC_video_info.csv").unlink()
-    dataset = load_dataset("epic55", tmp_path)
-    assert len(dataset) == 39_448 and "listed_fps" not in dataset.videos
-    assert "past_end" not in check_dataset(dataset)
-    assert np.array_equal(dataset.clips["start_s"], epic.clips["start_s"])
+# ---- segments as EPIC writes them ------------------------------------------------------------------------
 
 
 EPIC_HEADER = "uid,video_id,narration,start_frame,stop_frame,verb_class,noun_class,all_noun_classes\n"

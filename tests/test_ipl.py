@@ -5,11 +5,17 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+from frame_samples import colour_dataset, colour_frames
+from test_spaced_clips import map_store
 
 import heads
 from errors import UserError
+from extract.networks import network_spec
 from heads.ipl import IPL, IPLConfig, assign
 from heads.layers import cosine_logits, vlad
+from pipelines import train_head
+from pipelines.base_training import train_backbone
+from pipelines.run_folder import open_run
 
 V, N, C = 7, 11, 12
 SWITCHES = [
@@ -276,6 +282,74 @@ def test_config_is_frozen_and_checked():
 def test_it_reads_one_full_map():
     assert IPL.reads == {"verb": ("map",)}
     assert IPL.dims({"verb": {"map": (8, 7, 7, 1024)}}) == {"channels": 1024}
+
+
+# --- its training ---
+
+# Section 4.2.4: network, epochs, learning rate of every one of them.
+SCHEDULES = [
+    ("i3d", 30, [6e-3] * 20 + [6e-4] * 10),
+    ("r2plus1d34", 20, [4e-4] * 9 + [4e-5] * 9 + [4e-6] * 2),
+]
+
+SMALL = {"top_k": 2}  # of two or three verbs
+OWN_NETWORK = """
+from dataclasses import replace
+
+from extract.networks import network_spec
+from extract.networks.small_model import tiny3d_network
+
+
+def small(*, clip_len=8, stride=1, fps=12.5, resize=None):
+    resize = resize or dict(mode="squash", size=32)
+    tiny = network_spec("tiny3d", channels=8, clip_len=clip_len, stride=stride, fps=fps, resize=resize)
+    return replace(tiny, name="small", family="{family}", builder=tiny3d_network)
+"""
+
+
+def test_both_streams_of_i3d_have_one_schedule():
+    assert network_spec("i3d_flow").family == network_spec("i3d").family
+
+
+def check_schedule(run, epochs, rates):
+    training = open_run(run).facts["training"]
+    assert (training["optimiser"], training["momentum"], training["weight_decay"]) == ("sgd", 0.9, 5e-4)
+    assert (training["batch_size"], training["epochs"]) == (32, epochs)
+    assert [row["lr"] for row in open_run(run).log()] == pytest.approx(rates, rel=1e-12)
+
+
+@pytest.mark.parametrize(("network", "epochs", "rates"), SCHEDULES)
+def test_schedules_of_frozen_features_are_the_thesis_of_each_network(tmp_path, one_thread, network, epochs, rates):
+    store, _ = map_store(tmp_path)
+    store.manifest.spec["family"] = network_spec(network).family
+    out = train_head("ipl", verb=store, out=tmp_path / "run", set=SMALL, progress=False, say=lambda line: None)
+    check_schedule(out, epochs, rates)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("colours")
+    colour_dataset(folder)
+    colour_frames(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("network", "epochs", "rates"), SCHEDULES)
+def test_schedules_end_to_end_are_the_thesis_of_each_network(tmp_path, one_thread, colours, network, epochs, rates):
+    """On a small network of the same family."""
+    (tmp_path / "net.py").write_text(OWN_NETWORK.format(family=network_spec(network).family))
+    out = train_backbone(
+        f"py:{tmp_path}/net.py:small",
+        head="ipl",
+        weights="random:0",
+        features=[colours / "features"],
+        out=tmp_path / "run",
+        set=SMALL,
+        progress=False,
+        say=lambda line: None,
+    )
+    check_schedule(out, epochs, rates)
+    assert open_run(out).facts["training"]["flip"] is True  # thesis section 4.3.2
 
 
 # --- it learns ---

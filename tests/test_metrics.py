@@ -1,6 +1,6 @@
 """Metrics against the golden cases, and on inputs whose answer is known."""
 
-import csv
+import ast
 import json
 
 import numpy as np
@@ -59,14 +59,23 @@ def test_action_prior_golden(shared):
 
 
 def test_many_shot_of_the_real_annotations(shared):
-    folder = shared / "annotations" / "epic-kitchens-55"
-    files = list(folder.rglob("EPIC_train_action_labels.csv"))
-    if not files:
-        pytest.skip("EPIC-55's training labels are not among the reference material")
-    with open(files[0], newline="") as f:
-        rows = list(csv.DictReader(f))
-    verb, noun = (np.array([int(r[k]) for r in rows]) for k in ("verb_class", "noun_class"))
-    assert [len(x) for x in metrics.many_shot(verb, noun)] == [26, 71, 819]
+    """Counted over all training segments they are the published lists, id by id."""
+    source = shared / "annotations/epic-kitchens-55"
+    rows = read_rows(source / "EPIC_train_action_labels.csv")
+    verbs, nouns, pairs = metrics.many_shot(*([int(row[k]) for row in rows] for k in ("verb_class", "noun_class")))
+    for found, kind, size in ((verbs, "verb", 26), (nouns, "noun", 71)):
+        published = {int(row[f"{kind}_class"]) for row in read_rows(source / f"EPIC_many_shot_{kind}s.csv")}
+        assert set(found.tolist()) == published and len(found) == len(published) == size
+    published = {ast.literal_eval(row["action_class"]) for row in read_rows(source / "EPIC_many_shot_actions.csv")}
+    assert {tuple(pair) for pair in pairs.tolist()} == published and len(pairs) == len(published) == 819
+
+
+def test_many_shot_is_more_than_a_hundred():
+    times = {(1, 1): 101, (0, 2): 100, (2, 2): 102, (2, 0): 100}
+    verb, noun = np.repeat(list(times), list(times.values()), axis=0).T
+    verbs, nouns, pairs = metrics.many_shot(verb, noun)
+    assert (verbs.tolist(), nouns.tolist()) == ([1, 2], [1, 2])
+    assert pairs.tolist() == [[1, 1], [2, 2]]  # those that occur, however seldom
 
 
 def test_topk_and_ties():

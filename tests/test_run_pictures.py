@@ -1,10 +1,12 @@
 """Pictures of runs beside attention and curves: IPL's assignment maps, confusion matrices, gains, t-SNE."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from frame_samples import colour_dataset, colour_frames, frames_request
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from synthetic_stores import all_stores
@@ -14,12 +16,20 @@ from errors import UserError
 from heads import get_head, list_heads
 from pipelines import assignment_pictures as assignment
 from pipelines import confusion_pictures as pictures
-from pipelines import plotting, train_head
+from pipelines import extract, plotting, train_head
+from pipelines.base_training import train_backbone
 from pipelines.confusion_pictures import class_gains, confusion
 from pipelines.evaluated_clips import ClipScorer
+from pipelines.evaluation import open_scorer
 from pipelines.feature_pictures import tsne
-from pipelines.pictures import show_frame
+from pipelines.pictures import attention_pictures, show_frame, title_of_clip
 from pipelines.run_folder import Run, open_run
+from pipelines.shown_clips import shown_clips
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::extract.weights.RandomWeightsWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def frame_at(video, time_s):
@@ -146,6 +156,138 @@ def test_what_cannot_be_drawn_is_refused(runs, videos):
         plotting.plot_run(runs["saoa"], what=["confusion"], split="nowhere")
 
 
+# --- of networks that were trained with their heads ---
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    """{name: run folder}: IPL and SAOA trained with their networks on a store of frames, of which these see the middle;
+    IPL's on videos; a network alone."""
+    folder = tmp_path_factory.mktemp("joint")
+    csv, videos = colour_dataset(folder)
+    frames = colour_frames(folder, option=('resize={"mode":"short_side","size":40}',))
+    boxes = folder / "boxes.csv"
+    places = ("0.1,0.1,0.6,0.7", "0.4,0.3,0.9,0.95")
+    lines = [f"v{v},{t / 2},{place}" for v in range(4) for t in range(10) for place in places]
+    boxes.write_text("\n".join(["video,time,x1,y1,x2,y2", *lines]) + "\n")
+    request = frames_request(folder, option=('resize={"mode":"squash","size":64}',))
+    network = {"backbone": "efficientnet_lite0", "boxes": str(boxes), "weights": ("random:0",)}
+    (objects,) = extract(replace(request, **network))
+
+    def trained(name, frames=frames, settings=None, **options):
+        resize = 'resize={"mode":"short_side","size":40,"crop":32}'
+        return train_backbone(
+            "small3d", weights="random:0", option=[resize, "clip_len=16", "fps=25"], out=folder / name, frames=frames,
+            set={"epochs": 2, "batch_size": 6, "last_epochs": 1, "workers": 1, **(settings or {})},
+            progress=False, say=lambda line: None, **options,
+        )  # fmt: skip
+
+    return {
+        "ipl": trained("ipl", head="ipl", settings={"top_k": 2}),
+        "saoa": trained("saoa", head="saoa", objects=objects.store, settings={"roi_size": 3}),
+        "decoded": trained("decoded", "decode", {"top_k": 2}, head="ipl", dataset=str(csv), videos=videos),
+        "alone": trained("alone"),
+        "place": {"dataset": str(csv), "videos": videos},
+        "frames": frames,
+    }
+
+
+CLIPS = ("v3_0.000_0.800", "v3_4.000_4.800")
+
+
+@pytest.mark.parametrize("name, kind", [("ipl", "assignment"), ("saoa", "attention"), ("decoded", "assignment")])
+def test_a_network_trained_with_its_head_has_all_pictures_of_the_head(joint, name, kind):
+    place = joint["place"] if name == "decoded" else {}
+    paths = plotting.plot_run(joint[name], clips=2, **place)
+    assert names(paths) == ["training_curve.png", *(f"{kind}_{clip}.png" for clip in CLIPS)]
+    for path in paths:
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 5000
+    paths = plotting.plot_run(joint[name], what=["confusion", "gain"], against=joint["alone"], **place)
+    assert names(paths) == [
+        "confusion_verb.png", "confusion_noun.png", "gain_verb_over_alone.png", "gain_noun_over_alone.png",
+    ]  # fmt: skip
+
+
+def test_frames_of_a_store_may_stand_in_for_the_videos(joint):
+    stores = {"frames": joint["frames"]}
+    assert len(plotting.plot_run(joint["decoded"], what=["assignment"], clips=2, stores=stores)) == 2
+
+
+def test_what_such_a_run_does_not_have_is_refused(joint):
+    for run, what, match in (
+        ("ipl", "attention", "ipl attends to no objects"),
+        ("saoa", "assignment", "saoa assigns no features"),
+        ("alone", "attention", "is a base training .small3d., without a head; extract features with --weights"),
+        ("alone", "assignment", "without a head"),
+        ("ipl", "features", "trained on no store of clips' features.*extract .* --weights .*ipl"),
+        ("saoa", "sampler", "small3d with saoa has no picture 'sampler'"),
+        ("ipl", "ranking", "small3d with ipl has no picture 'ranking'"),
+    ):
+        with pytest.raises(UserError, match=match):
+            plotting.plot_run(joint[run], what=[what])
+    with pytest.raises(UserError, match="no clip is in split 'test'"):
+        plotting.plot_run(joint["ipl"], what=["assignment"], split="test")
+    with pytest.raises(UserError, match="clip 'x' is not in this split"):
+        attention_pictures(joint["saoa"], frame_at=frame_at, clips=["x"])
+    with pytest.raises(UserError, match="its ipl was trained together with small3d and reads that network's maps"):
+        open_run(joint["ipl"]).best_head()
+
+
+def test_pictures_show_the_model_that_the_figures_are_of(joint):
+    scorer = open_scorer(open_run(joint["saoa"]), "val", progress=False)
+    shown = shown_clips(joint["saoa"], "attention", "", 6)
+    place = {clip: i for i, clip in enumerate(scorer.clips.ids)}
+    order = [place[clip.words[0]] for clip in shown.clips]
+    assert sorted(order) == list(range(6))
+    for label, values in scorer.score().items():
+        assert np.allclose(shown.out[label], values[order], atol=1e-5)
+    for label in ("noun", "verb"):
+        mask = shown.batch[f"objects_{label}"]["mask"]
+        attention = shown.out[f"attention_{label}"]
+        assert mask.any() and np.allclose(attention.sum(1), 1, atol=1e-5) and (attention[~mask] == 0).all()
+
+
+def test_maps_of_a_network_lie_over_what_it_saw(joint, drawn):
+    asked = []
+
+    def look(video, time_s):
+        asked.append((video, time_s))
+        return np.full((40, 53, 3), 90, np.uint8)
+
+    assignment.assignment_pictures(joint["ipl"], frame_at=look, clips=[CLIPS[1]])
+    # 16 frames of 25 a second around the middle of [4, 4.8), in 4 steps of the map
+    assert [video for video, _ in asked] == ["v3"] * 4
+    times = np.array([time for _, time in asked])
+    assert np.allclose(np.diff(times), 0.16) and abs(times.mean() - 4.4) <= 1 / 25
+    axes = [axis for axis in drawn[0].axes if len(axis.images) == 2]
+    assert len(axes) == 4
+    for axis in axes:  # the middle 32 x 32 of 53 x 40 pixels
+        left, right, bottom, top = axis.images[1].get_extent()
+        assert (right - left, bottom - top) == (pytest.approx(32), pytest.approx(32))
+        assert left == pytest.approx((53 - 32) / 2, abs=0.6) and top == pytest.approx(4)
+        assert axis.images[1].get_array().shape == (2, 2)
+    head = drawn[0].get_suptitle()
+    assert head.startswith(f"{CLIPS[1]}     truth: verb ")
+
+
+def test_frames_of_another_store_are_no_frames_of_the_run(joint):
+    other = colour_frames(Path(joint["frames"]).parents[2], name="frames_other")
+    with pytest.raises(UserError, match="is not what .* was trained on .frames."):
+        plotting.plot_run(joint["ipl"], what=["assignment"], stores={"frames": other})
+
+
+def test_a_title_that_is_too_long_for_its_figure_is_on_several_lines():
+    words = ("clip", "truth: open cupboard", "predicted: close drawer")
+    for inches, lines in ((12, 1), (3, 3)):
+        figure = plt.figure(figsize=(inches, 2))
+        title_of_clip(figure, words)
+        assert len(figure.get_suptitle().splitlines()) == lines
+        figure.canvas.draw()
+        place = figure._suptitle.get_window_extent()
+        assert place.x0 >= 0 and place.x1 <= figure.bbox.width
+        plt.close(figure)
+
+
 # --- assignment ---
 
 
@@ -204,6 +346,13 @@ def test_confusion_is_in_order_of_frequency_and_leaves_out_what_never_occurs(tmp
     assert [text.get_text() for text in axis.get_xticklabels()] == ["put", "mix", "take", "none"]
     shares = np.asarray(axis.images[0].get_array())
     assert np.allclose(shares, [[1, 0, 0, 0], [0, 1 / 3, 1 / 3, 1 / 3], [0.5, 0, 0.5, 0]])
+
+
+def test_clips_of_several_labels_have_no_confusion(tmp_path):
+    one = scorer([0, 1], [0, 1], 2)
+    one.clips.labels.clear()
+    with pytest.raises(UserError, match="its clips have no single verb each"):
+        pictures.confusion_pictures(a_run(tmp_path), one, "val", {})
 
 
 def test_many_classes_have_no_names(tmp_path, drawn):

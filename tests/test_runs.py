@@ -125,6 +125,83 @@ def test_a_run_fused_with_itself_keeps_its_figures(runs, tmp_path):
         assert str(file["run"]) == "whole-s0 + saoa" and file["noun"].shape == (10, NOUNS)
 
 
+def gone(run, to, role="verb"):
+    """A copy of a run whose store of this role is not where run.json says."""
+    run = shutil.copytree(run, to)
+    facts = json.loads((run / "run.json").read_text())
+    facts["stores"][role]["path"] = str(to / "gone.zarr")
+    (run / "run.json").write_text(json.dumps(facts))
+    return run
+
+
+def test_runs_are_fused_whose_stores_have_moved(stores, runs, tmp_path):
+    one, other = (gone(run, tmp_path / name) for run, name in ((runs[0], "one"), (runs[3], "other")))
+    expected = fuse([runs[0], runs[3]], progress=False)
+    figures = {name: expected[name] for name in ("verb", "noun", "action")}
+    with pytest.raises(UserError, match="one: its verb store is not at .*gone.zarr any more.* fuse, plot"):
+        fuse([one, other], progress=False)
+    place = stores["verb"].path
+
+    def fused(*options):
+        result = command("fuse", one, other, *options, "--json")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        return {name: found[name] for name in figures}
+
+    assert fused("--verb", place) == fused("--store", f"verb={place}") == figures
+    assert fused("--store", f"{one}:verb={place}", "--store", f"{other}:verb={place}") == figures
+    # What is said of one run counts before what is said of all.
+    wrong = clip_store(tmp_path / "wrong", weights="other")
+    assert fused("--verb", place, "--store", f"{one}:verb={place}") == figures
+    result = command("fuse", one, other, "--verb", place, "--store", f"{other}:verb={wrong.path}")
+    assert result.exit_code == 2 and f"is not what {other} was trained on (verb)" in result.output
+    # A role that one of them has is that run's; one that none has is a mistake.
+    assert fused("--verb", place, "--objects", stores["objects"].path) == figures
+    with pytest.raises(UserError, match="none of the runs to fuse reads a sampler store"):
+        fuse([one, other], stores={"verb": place, "sampler": place}, progress=False)
+    with pytest.raises(UserError, match="which is not among the runs to fuse"):
+        fuse([one, other], stores_of={runs[1]: {"verb": place}}, progress=False)
+    twice = ["--store", f"{one}:verb={place}"] * 2
+    for options in (twice, ["--verb", place, "--store", f"verb={place}"]):
+        result = command("fuse", one, other, *options)
+        assert result.exit_code == 2 and "is given twice" in result.output
+
+
+def test_a_run_of_a_folder_named_by_its_settings_is_told_apart(stores, runs, tmp_path):
+    one, other = (gone(runs[i], tmp_path / name) for i, name in ((0, "whole-lr=0.1-s0"), (1, "whole-lr=0.1-s0:b")))
+    given = [part for run in (one, other) for part in ("--store", f"{run}:verb={stores['verb'].path}")]
+    result = command("fuse", one, other, *given, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["action"] == fuse(runs[:2], progress=False)["action"]
+
+
+def test_fused_figures_beside_what_papers_print_of_several_networks(tmp_path):
+    trained = []
+    for name, seed in (("rgb", 0), ("flow", 1)):
+        store = clip_store(tmp_path / name, dataset="epic55", draws=0, seed=seed)
+        trained.append(train({"verb": store, "noun": store}, tmp_path / f"run_{name}"))
+    plain = command("fuse", *trained)
+    assert plain.exit_code == 0 and "thesis" not in plain.stdout
+    done = command("fuse", *trained, "--published")
+    assert done.exit_code == 0 and done.stdout.startswith(plain.stdout)
+    assert "ours: run_rgb + run_flow" in done.stdout
+    assert {"3.4", "3.5", "4.2"} <= {
+        line.split()[2] for line in done.stdout.splitlines() if line.startswith("thesis table")
+    }
+    facts = json.loads(command("fuse", *trained, "--published", "--json").stdout)
+    assert facts["published"] and all("RGB+Flow" in row["input"] for row in facts["published"])
+    ours = 100 * facts["noun"]["top1"]
+    (row,) = [row for row in facts["published"] if row["source"] == "thesis table 3.4" and row["metric"] == "noun.top1"]
+    assert row == {
+        "source": "thesis table 3.4", "method": "SAOA", "input": "I3D RGB+Flow+Obj", "metric": "noun.top1",
+        "ours": ours, "theirs": 37.4, "difference": ours - 37.4, "note": "",
+    }  # fmt: skip
+    elsewhere = clip_store(tmp_path / "mine", dataset="mine")
+    run = train({"verb": elsewhere, "noun": elsewhere}, tmp_path / "of_mine")
+    done = command("fuse", run, run, "--published")
+    assert done.exit_code == 0 and "no paper here prints figures of several networks of split val" in done.stdout
+
+
 def test_runs_that_cannot_be_fused(stores, runs, tmp_path):
     for weights, match in (([1], "1 weights for 2 runs"), ([0, 0], "not all 0"), ([1, -1], "from 0 on")):
         with pytest.raises(UserError, match=match):
