@@ -265,7 +265,7 @@ def test_stores_that_moved(tmp_path, monkeypatch):
     kept = evaluate(run, progress=False)
     new.mkdir()
     place = shutil.move(trio["objects"].path, new / "boxes.zarr")
-    with pytest.raises(UserError, match="objects store is not at .*--objects PATH .of evaluate, predict, plot and"):
+    with pytest.raises(UserError, match="objects store is not at .*--objects PATH .of evaluate, predict, fuse, plot"):
         evaluate(run, progress=False)
     assert evaluate(run, stores={"objects": place, "verb": None}, progress=False) == kept
     from pipelines import plotting
