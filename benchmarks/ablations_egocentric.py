@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ablation_table import Relation, arguments, interval, relation, sections, write_section
-from egocentric_claims import AFTERWARDS, CLAIMS, DOSES, KITCHENS, SLOW, Claim
+from egocentric_claims import CLAIMS, DOSES, KITCHENS
 from machine import print_machine
 from measuring import work_folder
 
@@ -213,13 +213,12 @@ def features(chain, target: str, stream: str) -> Path:
 # --- rows ---
 
 
-def row_of(bench: Bench, name: str):
+def row_of(name: str):
     """(head, settings) of a row. Toy kitchen's object windows are the dataset's own, for all branches."""
     from heads.ablations import ROWS, Row
 
-    row = Row("ipl", ("4.7",), {"top_k": 6}) if name == "IPL, K = 6" else ROWS[name.removesuffix(SLOW)]
-    slower = {"lr": bench.budget["lr"] / 10, "last_lr": bench.budget["last_lr"] / 10} if name.endswith(SLOW) else {}
-    return row.head, slower | {key: value for key, value in row.settings.items() if not key.endswith("_window_s")}
+    row = Row("ipl", ("4.7",), {"top_k": 6}) if name == "IPL, K = 6" else ROWS[name]
+    return row.head, {key: value for key, value in row.settings.items() if not key.endswith("_window_s")}
 
 
 def train_row(bench: Bench, kitchen: str, name: str, seed: int, stream: str = "rgb") -> Path:
@@ -228,7 +227,7 @@ def train_row(bench: Bench, kitchen: str, name: str, seed: int, stream: str = "r
     from pipelines import train_head
 
     chain = bench.chain(kitchen, seed)
-    head, settings = row_of(bench, name)
+    head, settings = row_of(name)
     stores = {"verb": features(chain, "both", stream)} if head == "ipl" else {}
     if head != "ipl":
         stores = {target: features(chain, target, stream) for target in ("verb", "noun")}
@@ -305,7 +304,7 @@ def work_of(studies: Sequence[str]) -> Work:
 
     for study in studies:
         if study == "tables":
-            for row in (*(name for name, row in ROWS.items() if row.head != "ipl"), *IPL_ROWS, AFTERWARDS[0].better):
+            for row in (*(name for name, row in ROWS.items() if row.head != "ipl"), *IPL_ROWS):
                 add("toykitchen", row)
         elif study == "flow":
             for row in ("Baseline", "SA"):
@@ -414,27 +413,20 @@ def report(bench: Bench) -> str:
         if bench.figures("toykitchen", row, "verb"):
             cells = [spread(bench.figures("toykitchen", row, name)) for name in METRICS]
             lines.append(f"| {row} | {' | '.join(cells)} |")
-    tables = compared(bench, CLAIMS)
-    if tables:
-        verdicts = [relation.verdict for of_table in tables.values() for relation in of_table]
-        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in ("holds", "reversed", "undecided")]
-        lines += [*sections(tables), "", f"Of {len(verdicts)} relations: {', '.join(counts)}."]
-    lines += sections(compared(bench, AFTERWARDS))
-    lines += ["", "### Dose and response"] if any(dose_lines(bench, dose) for dose in DOSES) else []
-    for dose in DOSES:
-        lines += dose_lines(bench, dose)
-    return "\n".join(lines) + "\n"
-
-
-def compared(bench: Bench, claims: Sequence[Claim]) -> dict[str, list[Relation]]:
-    """{title of a table: its relations}, those whose rows all seeds have."""
     tables: dict[str, list[Relation]] = {}
-    for claim in claims:
+    for claim in CLAIMS:
         better, worse = (bench.figures("toykitchen", row, claim.metric) for row in (claim.better, claim.worse))
         if better and worse:
             name = f"{claim.metric}: {claim.better} > {claim.worse} ({claim.printed:+.1f})"
             tables.setdefault(f"Table {claim.table}", []).append(relation(name, better, worse))
-    return tables
+    if tables:
+        verdicts = [relation.verdict for of_table in tables.values() for relation in of_table]
+        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in ("holds", "reversed", "undecided")]
+        lines += [*sections(tables), "", f"Of {len(verdicts)} relations: {', '.join(counts)}."]
+    lines += ["", "### Dose and response"] if any(dose_lines(bench, dose) for dose in DOSES) else []
+    for dose in DOSES:
+        lines += dose_lines(bench, dose)
+    return "\n".join(lines) + "\n"
 
 
 def spread(values: list[float]) -> str:

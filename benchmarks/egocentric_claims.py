@@ -1,7 +1,7 @@
 """What `ablations_egocentric.py` tests: kitchens, claims of the tables, and doses. Plain data."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from heads.published import published
 
-__all__ = ["AFTERWARDS", "CLAIMS", "SLOW", "DOSES", "KITCHENS", "Claim", "Dose"]
+__all__ = ["CLAIMS", "DOSES", "KITCHENS", "Claim", "Dose"]
 
 # Every variant of toy kitchen that anything is compared on, frozen by the hash of its dials (`Dials.hash`).
 KITCHENS = {
@@ -97,13 +97,6 @@ def _claims() -> list[Claim]:
 
 
 CLAIMS = _claims()
-# Looked at after the first run, whose trainings of this row collapsed at the rate that all rows share.
-SLOW = ", slow"  # behind a row's name: at a tenth of the rate
-AFTERWARDS = [
-    replace(claim, table="3.2, detection only at a tenth of the rate", better=claim.better + SLOW)
-    for claim in CLAIMS
-    if claim.table == "3.2" and claim.better == "SA (Det Feat only)"
-]
 
 _DISTRACTORS, _CAMERA = (0, 1, 3, 7), (0, 1, 2, 3)
 DOSES = (

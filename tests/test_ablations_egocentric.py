@@ -44,7 +44,7 @@ def test_claims_and_doses_name_rows_that_are_trained():
     assert Claim("4.6", "verb", "IPL w/o background", "IPL", pytest.approx(0.2)) in CLAIMS
     for name in trained:
         if "," not in name or name.startswith("IPL"):
-            head, settings = bench.row_of(filled(), name)
+            head, settings = bench.row_of(name)
             assert not any(key.endswith("_window_s") for key in settings), head
 
 
@@ -74,22 +74,6 @@ def test_report_has_rows_verdicts_and_doses():
     assert "SAOA's noun gain over pooled objects" not in text
 
 
-def test_a_slow_row_is_at_a_tenth_of_the_rate_and_in_a_table_of_its_own():
-    found = filled()
-    found.budget = {"lr": 0.5, "last_lr": 0.05}
-    assert bench.row_of(found, "SA (Det Feat only), slow") == (
-        "saoa", {"noun_alignment": "none", "lr": 0.05, "last_lr": 0.005},
-    )  # fmt: skip
-    assert "at a tenth" not in bench.report(found)
-    for seed in (0, 1, 2):
-        found.note(
-            "toykitchen", "SA (Det Feat only), slow", seed, dict.fromkeys(("verb", "noun", "action"), 99.0), "0 s"
-        )
-    text = bench.report(found)
-    assert "### Table 3.2, detection only at a tenth of the rate" in text
-    assert "| noun: SA (Det Feat only), slow > Det Feat + Max Pooling (+4.8) | 99.0 |" in text
-
-
 def test_a_dose_is_told_over_the_values_that_were_run():
     found = filled()
     for row in ("SA", "Baseline"):
@@ -111,7 +95,6 @@ def test_figures_are_kept_and_what_lacks_is_found(tmp_path):
     assert again.found == found.found
     rows = bench.work_of(("tables", "flow"))["toykitchen"]
     assert rows["SA"] == rows["Baseline"] == ("rgb", "flow") and rows["SAP"] == ("rgb",)
-    assert "SA (Det Feat only), slow" in rows
     assert bench.lacking(again, "toykitchen", {"SAP": ("rgb",)}, 2) == {}
     assert bench.lacking(again, "toykitchen", {"SAP": ("rgb",)}, 3) == {"SAP": ("rgb",)}
     assert bench.lacking(again, "toykitchen", {"SA": ("rgb", "flow")}, 2) == {"SA": ("rgb", "flow")}  # no flow yet
