@@ -25,3 +25,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> Path:
+    """A folder with the dataset of plain colours (`frame_samples`) and the store of its frames."""
+    from frame_samples import colour_dataset, colour_frames
+
+    folder = tmp_path_factory.mktemp("colours")
+    colour_dataset(folder)
+    colour_frames(folder)
+    return folder

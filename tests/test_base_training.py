@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from frame_samples import colour_dataset, colour_frames, frames_request
+from frame_samples import colour_frames, frames_request
 from run_files import metrics_of, same_figures
 from safetensors.torch import load_file
 from two_processes import run_in_two_processes
@@ -35,11 +35,8 @@ QUICK = {"epochs": 3, "batch_size": 6, "lr": 0.02, "dropout": 0.0, "last_epochs"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("colours")
-    colour_dataset(folder)
-    colour_frames(folder)
-    return folder
+def folder(colours):
+    return colours
 
 
 def train(folder, out, **options):

@@ -5,7 +5,6 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-from frame_samples import colour_dataset, colour_frames
 from test_spaced_clips import map_store
 
 import heads
@@ -324,14 +323,6 @@ def test_schedules_of_frozen_features_are_the_thesis_of_each_network(tmp_path, o
     store.manifest.spec["family"] = network_spec(network).family
     out = train_head("ipl", verb=store, out=tmp_path / "run", set=SMALL, progress=False, say=lambda line: None)
     check_schedule(out, epochs, rates)
-
-
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("colours")
-    colour_dataset(folder)
-    colour_frames(folder)
-    return folder
 
 
 @pytest.mark.parametrize(("network", "epochs", "rates"), SCHEDULES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from frame_samples import colour_dataset, colour_frames, frames_request
+from frame_samples import frames_request
 from run_files import curve, metrics_of
 from safetensors.torch import load_file
 
@@ -35,11 +35,8 @@ JOINT = {"frames": 6, "sampled": 2, "width": 16, "batch_size": 6, "lr": 0.02, "w
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("colours")
-    colour_dataset(folder)
-    colour_frames(folder)
-    return folder
+def folder(colours):
+    return colours
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from frame_samples import colour_dataset, colour_frames, frames_request
+from frame_samples import frames_request
 from run_files import metrics_of, same_figures
 from safetensors.torch import load_file
 
@@ -35,11 +35,8 @@ FRAMES = {"backbone": NET, "weights": "random:0", "target": "noun"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("colours")
-    colour_dataset(folder)
-    colour_frames(folder)
-    return folder
+def folder(colours):
+    return colours
 
 
 @pytest.fixture(scope="module")

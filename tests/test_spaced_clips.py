@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from frame_samples import colour_dataset, colour_frames, frames_request
+from frame_samples import frames_request
 from safetensors.torch import load_file
 from synthetic_stores import NOUNS, VERBS, C, clips_table, codes, videos_table
 
@@ -253,14 +253,6 @@ def test_they_are_made_for_heads_that_average():
 
 GIVEN = {"clip_len": 8, "fps": 12.5, "resize": {"mode": "squash", "size": 32}}
 OPTION = ['resize={"mode":"squash","size":32}', "clip_len=8", "fps=12.5"]
-
-
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("colours")
-    colour_dataset(folder)
-    colour_frames(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
