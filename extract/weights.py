@@ -45,6 +45,7 @@ __all__ = [
     "read_state",
     "resolve",
     "trained_facts",
+    "trained_beside",
 ]
 
 
@@ -84,6 +85,12 @@ TRAININGS = "train-backbone, train-recogniser, train-detector, train-head where 
 TRAINED_BESIDE = "beside/"  # prefix, in checkpoints of base training, of what was trained on the network's features
 
 TABLE: dict[str, Weights] = {}  # by name; every network's file adds its own
+
+
+def trained_beside(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Tensors of a checkpoint that were trained beside a network, under a prefix ("head."), named without it."""
+    prefix = f"{TRAINED_BESIDE}{prefix}"
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def add_weights(*entries: Weights) -> None:

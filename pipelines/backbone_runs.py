@@ -10,7 +10,7 @@ from errors import UserError
 from extract.networks import create_network, network_spec
 from extract.sampling import ClipSampling
 from extract.transforms import Resize
-from extract.weights import TRAINED_BESIDE
+from extract.weights import trained_beside
 from pipelines.base_training import BackboneConfig, object_reader
 from pipelines.devices import pick_device
 from pipelines.evaluation import Place
@@ -28,7 +28,7 @@ from pipelines.run_folder import Run
 if TYPE_CHECKING:
     from pipelines.trained_models import TrainedNetwork
 
-__all__ = ["OpenedBackbone", "open_backbone", "trained_beside"]
+__all__ = ["OpenedBackbone", "open_backbone"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,3 @@ def _trained_model(run: Run, network, tensors: Mapping) -> TrainedNetwork:
     model = ClassifiedBackbone(network, run.facts["targets"], dropout=0.0, freeze_norms=True)
     model.classifier.load_state_dict(trained_beside(tensors, "classifier."))
     return model
-
-
-def trained_beside(tensors: Mapping, prefix: str) -> dict:
-    """Tensors of a checkpoint that were trained beside a network, under a prefix ("head."), named without it."""
-    prefix = f"{TRAINED_BESIDE}{prefix}"
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

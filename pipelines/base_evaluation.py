@@ -12,7 +12,8 @@ from errors import UserError
 from extract.datasets import load_dataset
 from extract.networks import create_network
 from extract.networks.packages import need_package
-from pipelines.backbone_runs import open_backbone, trained_beside
+from extract.weights import trained_beside
+from pipelines.backbone_runs import open_backbone
 from pipelines.base_training import prior_of
 from pipelines.detector_training import (
     DetectorConfig,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from extract.networks import create_network
-from extract.weights import TRAINED_BESIDE, RandomWeightsWarning
+from extract.weights import TRAINED_BESIDE, RandomWeightsWarning, trained_beside
 from heads.retrieval_metrics import retrieval_by_blocks
 from pipelines.devices import autocast, to_device
 from pipelines.retrieval_clips import Pairs
@@ -18,7 +18,6 @@ from pipelines.run_folder import Run
 from stores import prefetch
 
 __all__ = [
-    "HEAD_BESIDE",
     "RetrievalModel",
     "embed_texts",
     "embed_videos",
@@ -27,8 +26,6 @@ __all__ = [
     "ranked",
     "trained_model",
 ]
-
-HEAD_BESIDE = f"{TRAINED_BESIDE}head."  # prefix of the head's tensors, where the text network was trained too
 
 KEEP_BYTES = 2 << 30  # of similarities, which are asked for twice
 _AT_ONCE = 64  # texts or videos of a forward pass
@@ -64,12 +61,13 @@ def trained_model(run: Run) -> tuple[RetrievalModel, object | None, dict]:
         head, metadata = run.best_head()
         return RetrievalModel(head).eval(), None, metadata
     tensors, metadata = run.best_checkpoint()
-    head, beside = run.create_head(), {key for key in tensors if key.startswith(HEAD_BESIDE)}
-    head.load_state_dict({key.removeprefix(HEAD_BESIDE): tensors[key] for key in beside})
+    head = run.create_head()
+    head.load_state_dict(trained_beside(tensors, "head."))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RandomWeightsWarning)  # every one of them is the checkpoint's
         network = create_network(run.facts["network"]["name"], "random:0", **run.facts["network"]["options"])
-    network.module.load_state_dict({key: value for key, value in tensors.items() if key not in beside})
+    own = {key: value for key, value in tensors.items() if not key.startswith(TRAINED_BESIDE)}
+    network.module.load_state_dict(own)
     return RetrievalModel(head, network).eval(), network, metadata
 
 

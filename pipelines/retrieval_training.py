@@ -15,6 +15,7 @@ import numpy as np
 from errors import MachineError, UserError
 from extract.experts import EXPERTS
 from extract.networks import create_network, network_spec
+from extract.weights import TRAINED_BESIDE
 from heads import get_head
 from pipelines.devices import pick_device
 from pipelines.evaluated_clips import EvaluatedClips
@@ -244,9 +245,7 @@ class RetrievalTask:
         head = self.model.head.state_dict()
         if self.model.text is None:
             return head, facts["head"]
-        from pipelines.retrieval_model import HEAD_BESIDE
-
-        beside = {f"{HEAD_BESIDE}{name}": value for name, value in head.items()}
+        beside = {f"{TRAINED_BESIDE}head.{name}": value for name, value in head.items()}
         return {**self.model.text.state_dict(), **beside}, {
             "network": facts["network"]["name"],
             "options": facts["network"]["options"],

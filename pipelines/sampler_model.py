@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from extract.networks import create_network
-from extract.weights import TRAINED_BESIDE
+from extract.weights import trained_beside
 from pipelines.devices import autocast, to_device
 from pipelines.run_folder import Run
 from pipelines.trained_models import TrainedNetwork
@@ -106,6 +106,6 @@ def load_sampler(run: Run, device: str) -> tuple[CachedSampler | JointSampler, d
     tensors, metadata = run.best_checkpoint()
     facts = run.facts["network"]
     network = create_network(facts["name"], str(run.path), **{**facts["options"], "resize": facts["resize"]})
-    head, prefix = run.create_head(), f"{TRAINED_BESIDE}head."
-    head.load_state_dict({k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)})
+    head = run.create_head()
+    head.load_state_dict(trained_beside(tensors, "head."))
     return JointSampler(network.to(device), head, freeze_norms=True).eval(), metadata

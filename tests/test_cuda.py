@@ -10,7 +10,6 @@ import media
 import numpy as np
 import pytest
 import torch
-from frame_samples import colour_dataset, colour_frames
 from network_cases import CASES, WEIGHTS, inputs, natural
 from retrieval_samples import retrieval_features, run_of
 from run_files import curve, metrics_of
@@ -163,12 +162,10 @@ def test_retrieval_heads(tmp_path, head):
     np.testing.assert_allclose(*map(losses, runs), rtol=1e-2)
 
 
-def test_base_training(tmp_path):
-    colour_dataset(tmp_path)
-    colour_frames(tmp_path)
+def test_base_training(tmp_path, colours):
     runs = [
         train_backbone(
-            "tiny3d", features=[tmp_path / "features"], out=tmp_path / device, target="both", weights="random:0",
+            "tiny3d", features=[colours / "features"], out=tmp_path / device, target="both", weights="random:0",
             option=[SQUASHED, "clip_len=8", "fps=12.5"], device=device, progress=False, say=lambda line: None,
             set={"epochs": 2, "batch_size": 6, "lr": 0.02, "dropout": 0.0, "last_epochs": 1, "workers": 1},
         )
