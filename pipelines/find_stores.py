@@ -94,10 +94,11 @@ def stores_of_datasets(roots: list[Path], dataset: str | None) -> tuple[dict[str
 def _command(dataset: str, stores: Mapping[str, Path], reads: Mapping) -> str:
     """The command that makes the stores a head reads. A dataset from a CSV is known by its empty family."""
     families = {_family(path) for path in stores.values()}
+    maps = " --for ipl" if any("map" in arrays for arrays in reads.values()) else ""
     if "" not in families and not dataset.endswith(".csv"):
-        return f"cli.py extract --dataset {dataset} --backbone i3d"
-    objects = "--for saoa" if "objects" in reads else "--only"
-    return f"cli.py extract {own_dataset(dataset)} --backbone i3d {objects}"
+        return f"cli.py extract --dataset {dataset} --backbone i3d{maps}"
+    which = " --for saoa" if "objects" in reads else maps or " --only"
+    return f"cli.py extract {own_dataset(dataset)} --backbone i3d{which}"
 
 
 def _family(path: Path) -> str | None:

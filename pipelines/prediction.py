@@ -192,7 +192,7 @@ def _moved_of_each(
     roles = [{*run.facts["stores"], *(["frames"] if run.kind == "backbone" else [])} for run in opened]
     unread = next((role for role in shared if not any(role in of_run for of_run in roles)), None)
     if unread is not None:
-        raise UserError(f"none of the runs to fuse reads a {unread} store")
+        raise UserError(f"none of the runs to fuse reads a store of role {unread}")
     return [
         {role: store for role, store in shared.items() if role in of_run} | dict(own.get(name, {}))
         for name, of_run in zip(named, roles, strict=True)

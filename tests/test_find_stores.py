@@ -70,6 +70,9 @@ def test_what_find_stores_advises(tmp_path):
     object_store(tmp_path / "mine", "a"), object_store(tmp_path / "mine", "b")
     with pytest.raises(UserError, match="^mine: several stores hold objects: .*--objects .*a.zarr or .*b.zarr$"):
         find_stores(READS, features=[tmp_path])  # nothing to extract
+    object_store(tmp_path / "others" / "toy")
+    with pytest.raises(UserError, match="extract --dataset toy --backbone i3d --for ipl$"):  # it reads full maps
+        find_stores({"verb": ("map",)}, features=[tmp_path / "others"])
 
 
 def test_several_datasets(tmp_path):

@@ -157,7 +157,7 @@ def test_runs_are_fused_whose_stores_have_moved(stores, runs, tmp_path):
     assert result.exit_code == 2 and f"is not what {other} was trained on (verb)" in result.output
     # A role that one of them has is that run's; one that none has is a mistake.
     assert fused("--verb", place, "--objects", stores["objects"].path) == figures
-    with pytest.raises(UserError, match="none of the runs to fuse reads a sampler store"):
+    with pytest.raises(UserError, match="none of the runs to fuse reads a store of role sampler"):
         fuse([one, other], stores={"verb": place, "sampler": place}, progress=False)
     with pytest.raises(UserError, match="which is not among the runs to fuse"):
         fuse([one, other], stores_of={runs[1]: {"verb": place}}, progress=False)
