@@ -3,7 +3,8 @@
 Layout: `<data>/egtea/annotations/` with train_split1.txt ... test_split3.txt and, for the names of the classes,
 action_idx.txt, verb_idx.txt and noun_idx.txt; the media are the 86 full videos (`videos/OP01-R01-PastaSalad.mp4`, or
 `rgb_frames/`, `flow_frames/` at 24 frames a second), or the 10,321 trimmed clips in `cropped_clips/`
-(`egtea:cropped=true`), a video each.
+(`egtea:cropped=true`), a video each. The wearers' gaze on the full videos, where `gaze_data/` is there, is in
+`facts["gaze"]`: {full video: path relative to the root}, which `egtea_gaze.read_gaze` reads.
 
 A clip's name tells its session, its time in milliseconds and the frames of its trimmed file at 24 a second, which hold
 some five frames more on either side, in a few rows up to 233. The frames are what every paper has seen, and both
@@ -22,6 +23,7 @@ import numpy as np
 from errors import UserError, count_of
 from extract.csv_reading import Problems, read_text
 from extract.datasets.base import MEDIA, Dataset, dataset_folder, find_media, strings
+from extract.datasets.egtea_gaze import find_gaze
 from extract.datasets.registry import register_dataset
 
 __all__ = ["CLASSES", "FPS", "SPLITS", "egtea"]
@@ -42,7 +44,7 @@ def egtea(data_root: Path | None, media: str = "rgb", split: int = 1, cropped: b
 
     Raises:
         UserError: no data root, a file missing or malformed, splits that differ in their clips or labels, a video
-            that is there twice.
+            or its gaze that is there twice.
     """
     if split not in SPLITS:
         raise UserError(f"egtea: there is no split {split!r}; it has {', '.join(map(str, SPLITS))}")
@@ -91,7 +93,11 @@ def egtea(data_root: Path | None, media: str = "rgb", split: int = 1, cropped: b
         classes=dict(CLASSES),
         class_names=class_names,
         saoa={"backbone": "i3d_rgb", "objects": "faster_rcnn_r50_fpn"},
-        facts={"actions": pairs, "searched": [root / folder for folder in folders]},
+        facts={
+            "actions": pairs,
+            "searched": [root / folder for folder in folders],
+            "gaze": find_gaze(root, (match["video"] for match in told)),
+        },
     )
 
 
