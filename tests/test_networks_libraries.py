@@ -116,6 +116,13 @@ def test_timm_squashing_models(timm):
     assert spec.resize == squash(384) and spec.outputs["spatial"][0] == (12, 12, 768)
 
 
+@pytest.mark.parametrize(("name", "width"), [("mobilenetv5_300m_enc", 2048), ("qwen3_vit_88m_enc", 768)])
+def test_timm_encoders_of_language_models_have_the_mean_of_their_map(timm, name, width):
+    """One's forward_head knows no pre_logits, the other's refuses to pool."""
+    spec = network_spec(f"timm:{name}", resize=squash(128))
+    assert spec.outputs["vector"][0] == (width,) and spec.outputs["spatial"][0][2] == width
+
+
 def test_timm_layers(timm):
     whole = create_network("timm:resnet18", "random:0", resize=squash(64))
     stage = create_network("timm:resnet18", "random:0", resize=squash(64), layer="3")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import math
 import sys
 from pathlib import Path
@@ -49,10 +51,10 @@ def features(model: nn.Module, x: Tensor, layer: str) -> tuple[Tensor | None, Te
     if layer == "logits":
         return None, model.forward_head(last)
     found = as_map(model, last)
-    try:
-        return found, model.forward_head(last, pre_logits=True)
-    except (NotImplementedError, TypeError):  # encoders of language models pool nothing
-        return found, found.float().mean((1, 2))
+    if "pre_logits" in inspect.signature(model.forward_head).parameters:
+        with contextlib.suppress(NotImplementedError):  # encoders of language models pool nothing
+            return found, model.forward_head(last, pre_logits=True)
+    return found, found.float().mean((1, 2))
 
 
 def as_map(model: nn.Module, last: Tensor) -> Tensor | None:
