@@ -81,13 +81,14 @@ def read_all(path, indices=None, resize=None, **options):
 
 
 def check_every_frame(path):
-    """Every frame in sequence, then each by a reader of its own (always a seek), then jumping on one reader."""
+    """Every frame in sequence, then each by a reader of its own (always a seek), then jumping on one reader; of long
+    videos a hundred that way."""
     truth, _ = decoded(path)
     in_sequence = read_all(path)
     assert len(in_sequence) == len(truth)
     for k, frame in enumerate(truth):
         np.testing.assert_array_equal(in_sequence[k], frame, err_msg=f"frame {k} in sequence")
-    targets = np.random.default_rng(1).permutation(len(truth)).tolist()
+    targets = np.random.default_rng(1).permutation(len(truth))[:100].tolist()
     for k in targets:
         np.testing.assert_array_equal(read_all(path, [k])[k], truth[k], err_msg=f"frame {k} by seek")
     with open_source(path) as source:

@@ -149,7 +149,8 @@ def test_gradients_are_finite_differences(changes):
         out = torch.func.functional_call(head, dict(zip(names, values, strict=True)), (batch_of(maps),))
         return out["verb"], out["noun"]
 
-    assert torch.autograd.gradcheck(outputs, (make_maps(1, 2, 2, b=2).double().requires_grad_(), *values))
+    maps = make_maps(1, 2, 2, b=2).double().requires_grad_()
+    assert torch.autograd.gradcheck(outputs, (maps, *values), fast_mode=True)  # along random directions
 
 
 # --- what each part does ---

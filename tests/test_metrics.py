@@ -112,6 +112,11 @@ def test_random_scores_against_a_plain_loop():
         assert order[0] == divmod(best[i], 9)
 
 
+def test_clips_without_a_verb_or_a_noun_do_not_count_in_the_prior():
+    prior = metrics.action_prior([0, 1, -1, 1, -1], [2, 0, 1, -1, -1], 2, 3)
+    np.testing.assert_array_equal(prior, [[0, 0, 0.5], [0.5, 0, 0]])
+
+
 def test_unknown_prior():
     with pytest.raises(ValueError, match="joint"):
         metrics.action_prior([0], [0], 1, 1, "most")
