@@ -109,7 +109,8 @@ def mean_average_precision(logits, labels) -> dict:
 
 
 def action_prior(verb, noun, n_verbs: int, n_nouns: int, kind: str = "joint") -> np.ndarray:
-    """mu(verb, noun) of thesis eq. 3.14 from the training labels: (n_verbs, n_nouns) float64.
+    """mu(verb, noun) of thesis eq. 3.14 from the training labels: (n_verbs, n_nouns) float64; clips without a verb or a
+    noun (-1) do not count.
 
     "joint": occurrence frequency of the pair (the thesis). "noun_given_verb": P(noun | verb) (LFB's released code,
     its 1e-5 included). "none": ones.
@@ -117,7 +118,9 @@ def action_prior(verb, noun, n_verbs: int, n_nouns: int, kind: str = "joint") ->
     if kind == "none":
         return np.ones((n_verbs, n_nouns))
     joint = np.zeros((n_verbs, n_nouns))
-    np.add.at(joint, (np.asarray(verb), np.asarray(noun)), 1)
+    verb, noun = np.asarray(verb), np.asarray(noun)
+    known = (verb >= 0) & (noun >= 0)
+    np.add.at(joint, (verb[known], noun[known]), 1)
     joint /= max(joint.sum(), 1)
     if kind == "joint":
         return joint

@@ -77,14 +77,12 @@ def open_backbone(
 
 def _clips_and_frames(run: Run, reads: str, stores, place: Place) -> tuple[dict, ClipSource]:
     """(the run's other stores by role, its clips with their frames)."""
-    moved = dict(stores or {})
-    frames = None if "frames" in run.facts["stores"] else moved.pop("frames", "decode")  # it decoded videos
-    opened = run.open_stores(moved)
+    opened = run.open_stores(stores)
     name = run.facts["dataset"]["name"]
     source = clip_source(
         reads,
         dataset=place.dataset or name,
-        frames=frames or opened["frames"],
+        frames=opened.get("frames", "decode"),
         data=place.data,
         videos=place.videos,
     )

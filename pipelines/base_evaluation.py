@@ -49,7 +49,7 @@ def backbone_scorer(run: Run, split: str, *, stores, place, device, allow_incomp
     labels, batch = clips.labels, opened.config.at_once
     own = _evaluated(source, labels, source.split(split), split)
     fitted = source.split(run.facts["fit"])
-    prior = prior_of(clips, clips.usable(fitted), targets)
+    prior = prior_of(labels, fitted, targets)
 
     averages = getattr(getattr(model, "head", None), "averages", False)
     windows = clips.test_windows(own.which, TEST_CLIPS) if averages else None

@@ -225,7 +225,8 @@ def train_backbone(
     name = backbone.rpartition(":")[2].rpartition("/")[2]
     name = f"{name}-{head or target}-{source.name.replace(':', '-')}-s{seed}"
     run, resumed = start_run(Path(out or Path("runs") / name), facts)
-    task = BackboneTask(run, model, clips, fitted, validation, config, device, world)
+    prior = prior_of(labels, which, classes)
+    task = BackboneTask(run, model, clips, fitted, validation, prior, config, device, world)
     train(Loop(run, task, config, seed=seed, device=device, world=world, progress=progress), resumed, say)
     return run.path
 
@@ -298,23 +299,21 @@ def object_reader(store, arrays, config, source: ClipSource):
     return objects
 
 
-def prior_of(clips: LabelledClips, fitted: np.ndarray, targets: Mapping[str, int]) -> np.ndarray | None:
-    """mu(verb, noun) of eq. 3.14 of the clips that are trained on; None where not both are named."""
+def prior_of(labels: Mapping[str, np.ndarray], part: np.ndarray, targets: Mapping[str, int]) -> np.ndarray | None:
+    """mu(verb, noun) of eq. 3.14 of the clips `part`, with frames or without; None where not both are named."""
     if not {"verb", "noun"} <= {*targets}:
         return None
-    verb, noun = (clips.labels[name][fitted] for name in ("verb", "noun"))
-    return action_prior(verb, noun, targets["verb"], targets["noun"])
+    return action_prior(labels["verb"][part], labels["noun"][part], targets["verb"], targets["noun"])
 
 
 class BackboneTask:
     """A network and what is trained on its maps, on clips; see `pipelines.loop.Task`."""
 
-    def __init__(self, run: Run, model, clips: LabelledClips, fitted, validation, config, device: str, world: World):
-        self.run, self.model, self.clips, self.config = run, model, clips, config
+    def __init__(self, run: Run, model, clips, fitted, validation, prior, config, device: str, world: World):
+        self.run, self.model, self.clips, self.prior, self.config = run, model, clips, prior, config
         self.fitted, self.validation, self.device = fitted, validation, device
         self.processes = world.size
         self.targets = run.facts["targets"]
-        self.prior = prior_of(clips, fitted, self.targets)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Every usable clip once, shuffled."""

@@ -16,7 +16,7 @@ from pipelines.find_stores import own_dataset
 from pipelines.frame_reader import FrameReader, frames_of
 from pipelines.pictures import FrameAt, attention_pictures, training_curve
 from pipelines.retrieval_examples import Footage
-from pipelines.run_folder import Run, open_run, opened_once
+from pipelines.run_folder import Run, open_run
 from stores.splits import split_column
 
 __all__ = ["PICTURES", "Sources", "plot_run"]
@@ -38,11 +38,7 @@ class Sources:
 
     @cached_property
     def stores(self) -> dict:
-        moved = dict(self.moved or {})
-        if self.run.kind != "backbone" or "frames" in self.run.facts["stores"]:
-            return self.run.open_stores(moved)
-        frames = moved.pop("frames", None)  # instead of the videos that it was trained on
-        return self.run.open_stores(moved) | ({} if frames is None else opened_once({"frames": frames}))
+        return self.run.open_stores(self.moved)
 
     @cached_property
     def split(self) -> str:

@@ -188,14 +188,12 @@ def _moved_of_each(
     strange = [run for run in own if run not in named]
     if strange:
         raise UserError(f"a store of {strange[0]} is given, which is not among the runs to fuse")
-    # One that decoded its dataset's videos can read them from a store of frames as well.
-    roles = [{*run.facts["stores"], *(["frames"] if run.kind == "backbone" else [])} for run in opened]
-    unread = next((role for role in shared if not any(role in of_run for of_run in roles)), None)
+    unread = next((role for role in shared if not any(role in run.roles for run in opened)), None)
     if unread is not None:
         raise UserError(f"none of the runs to fuse reads a store of role {unread}")
     return [
-        {role: store for role, store in shared.items() if role in of_run} | dict(own.get(name, {}))
-        for name, of_run in zip(named, roles, strict=True)
+        {role: store for role, store in shared.items() if role in run.roles} | dict(own.get(name, {}))
+        for name, run in zip(named, opened, strict=True)
     ]
 
 

@@ -85,6 +85,12 @@ class Run:
         return self.kind in ("backbone", "recogniser", "detector")
 
     @property
+    def roles(self) -> set[str]:
+        """The stores that it can read: those it was trained on, and of a network that decoded its dataset's videos
+        "frames" in their place."""
+        return {*self.facts["stores"], *(["frames"] if self.kind == "backbone" else [])}
+
+    @property
     def trained(self) -> str:
         """What was trained, for titles and messages."""
         names = [self.facts["network"]["name"]] if self.base else []
@@ -127,7 +133,8 @@ class Run:
         return np.load(self.path / "action_prior.npy", allow_pickle=False)
 
     def open_stores(self, moved: Mapping[str, object] | None = None) -> dict:
-        """The stores it was trained on, by role; `moved`: {role: store or path} of those that lie elsewhere now.
+        """The stores it was trained on, by role; `moved`: {role: store or path} of those that lie elsewhere now, and
+        "frames" of a run that decoded its videos.
 
         Raises UserError if one is gone or holds another recipe now.
         """
@@ -152,8 +159,10 @@ class Run:
         return f"--store {role}=PATH" if self.kind == "retrieval" else f"--{role} PATH"
 
     def check_store(self, role: str, store) -> None:
-        """Refuses a store whose recipe is not the one that this run was trained on."""
+        """Refuses a store whose recipe is not the one that this run was trained on, if it was trained on one."""
         fact = self.facts["stores"].get(role)
+        if fact is None and role in self.roles:
+            return
         if fact is None:
             raise UserError(f"{self.path}: {self.trained} reads no {role} store")
         if store.manifest.recipe_hash != fact["recipe"]:

@@ -207,7 +207,8 @@ class HeadTask:
         self.usable = np.flatnonzero(fitted.ok & (labels["verb"] >= 0) & (labels["noun"] >= 0))
         if not len(self.usable):
             raise UserError("no training clip has features and labels")
-        self.prior = _prior(fitted.split_labels(run.facts["fit"]), head.config, config.prior)
+        labels = fitted.split_labels(run.facts["fit"])  # also of clips whose features failed: mu is of annotations
+        self.prior = action_prior(labels["verb"], labels["noun"], head.config.verbs, head.config.nouns, config.prior)
         run.write_prior(self.prior)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
@@ -306,12 +307,6 @@ def _validation(head, stores, fit: str, lineage, allow_incomplete: bool, say) ->
         say(f"no validation: {seen}")
         return None
     return dataset
-
-
-def _prior(labels: Mapping[str, np.ndarray], config, kind: str) -> np.ndarray:
-    """mu of eq. 3.14: annotations say how often an action occurs, so clips whose features failed count as well."""
-    known = (labels["verb"] >= 0) & (labels["noun"] >= 0)
-    return action_prior(labels["verb"][known], labels["noun"][known], config.verbs, config.nouns, kind)
 
 
 def _coverage_line(what: str, dataset: ClipDataset) -> str:
