@@ -160,11 +160,11 @@ class Run:
 
     def check_store(self, role: str, store) -> None:
         """Refuses a store whose recipe is not the one that this run was trained on, if it was trained on one."""
-        fact = self.facts["stores"].get(role)
-        if fact is None and role in self.roles:
-            return
-        if fact is None:
+        if role not in self.roles:
             raise UserError(f"{self.path}: {self.trained} reads no {role} store")
+        fact = self.facts["stores"].get(role)
+        if fact is None:  # it was trained on videos
+            return
         if store.manifest.recipe_hash != fact["recipe"]:
             mine = {"dataset": self.facts["dataset"]["name"], **fact["recipe_fields"]}
             its = {"dataset": store.manifest.dataset.get("name"), **store.manifest.recipe}

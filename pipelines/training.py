@@ -207,8 +207,9 @@ class HeadTask:
         self.usable = np.flatnonzero(fitted.ok & (labels["verb"] >= 0) & (labels["noun"] >= 0))
         if not len(self.usable):
             raise UserError("no training clip has features and labels")
-        labels = fitted.split_labels(run.facts["fit"])  # also of clips whose features failed: mu is of annotations
-        self.prior = action_prior(labels["verb"], labels["noun"], head.config.verbs, head.config.nouns, config.prior)
+        annotated = fitted.split_labels(run.facts["fit"])  # mu counts clips whose features failed too
+        classes = head.config.verbs, head.config.nouns
+        self.prior = action_prior(annotated["verb"], annotated["noun"], *classes, config.prior)
         run.write_prior(self.prior)
 
     def batches(self, epoch: int) -> list[np.ndarray]:

@@ -164,6 +164,7 @@ def test_raft_pads_and_crops_back(raft, size):
     found = raft(first, second)
     assert found.shape == (*size, 2) and found.dtype == np.float32 and np.isfinite(found).all()
     assert found.std() > 0.1 and np.abs(found).max() < 100
+    assert np.array_equal(found, raft(first, second))
 
 
 def test_raft_pads_evenly_by_the_edges(raft):

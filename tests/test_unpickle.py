@@ -62,6 +62,7 @@ def test_python_2_strings_are_latin_1(tmp_path):
         b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
         b"\x89U" + bytes([len(data)]) + data + b"tbs."
     )
+    # the bytes above and no others: what Python itself reads in them
     assert pickle.loads(body, encoding="latin1")["w"].tolist() == [1.0, -2.0]
     assert read_pickle(write(tmp_path / "a.pkl", body))["w"].tolist() == [1.0, -2.0]
 

@@ -23,12 +23,11 @@ import numpy as np
 from errors import UserError, count_of
 from extract.csv_reading import Problems, read_text
 from extract.datasets.base import MEDIA, Dataset, dataset_folder, find_media, strings
-from extract.datasets.egtea_gaze import find_gaze
+from extract.datasets.egtea_gaze import FPS, find_gaze
 from extract.datasets.registry import register_dataset
 
-__all__ = ["CLASSES", "FPS", "SPLITS", "egtea"]
+__all__ = ["CLASSES", "SPLITS", "egtea"]
 
-FPS = 24.0
 SPLITS = (1, 2, 3)
 CLASSES = {"verb": 19, "noun": 53, "action": 106}
 MOST_NOUNS = 3
@@ -89,7 +88,7 @@ def egtea(data_root: Path | None, media: str = "rgb", split: int = 1, cropped: b
             **{f"split_{number}": parts for number, parts in schemes.items()},
         },
         labels=dict(zip(("clip", "label"), np.array(nouns, dtype=np.int32).reshape(-1, 2).T, strict=True)),
-        grid_fps=FPS,
+        grid_fps=float(FPS),
         classes=dict(CLASSES),
         class_names=class_names,
         saoa={"backbone": "i3d_rgb", "objects": "faster_rcnn_r50_fpn"},

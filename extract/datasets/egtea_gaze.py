@@ -15,13 +15,24 @@ import numpy as np
 from errors import UserError
 from extract.csv_reading import Problems, read_text
 
-__all__ = ["FIXATION", "FRAME_SIZE", "SACCADE", "TRUNCATED", "UNKNOWN", "UNTRACKED", "Gaze", "find_gaze", "read_gaze"]
+__all__ = [
+    "FIXATION",
+    "FPS",
+    "FRAME_SIZE",
+    "SACCADE",
+    "TRUNCATED",
+    "UNKNOWN",
+    "UNTRACKED",
+    "Gaze",
+    "find_gaze",
+    "read_gaze",
+]
 
 UNTRACKED, FIXATION, SACCADE, UNKNOWN, TRUNCATED = range(5)  # the field's coding, see `Gaze`
 EVENTS = {"Fixation": FIXATION, "Saccade": SACCADE, "Blink": UNKNOWN, "-": UNKNOWN}
 PREFERRED = (FIXATION, SACCADE, UNKNOWN, TRUNCATED)
 FRAME_SIZE = (1280, 960)
-FPS = 24
+FPS = 24  # of the videos
 MOST_FRAMES = 12 * 3600 * FPS
 FOLDER = "gaze_data"
 TIMECODE = re.compile(r"(\d\d):(\d\d):(\d\d):(\d\d)", re.ASCII)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import math
@@ -51,10 +50,19 @@ def features(model: nn.Module, x: Tensor, layer: str) -> tuple[Tensor | None, Te
     if layer == "logits":
         return None, model.forward_head(last)
     found = as_map(model, last)
-    if "pre_logits" in inspect.signature(model.forward_head).parameters:
-        with contextlib.suppress(NotImplementedError):  # encoders of language models pool nothing
-            return found, model.forward_head(last, pre_logits=True)
-    return found, found.float().mean((1, 2))
+    vector = pooled(model, last)
+    return found, found.float().mean((1, 2)) if vector is None else vector
+
+
+def pooled(model: nn.Module, last: Tensor) -> Tensor | None:
+    """timm's own pooled feature (B, C); None where there is none: the encoders of language models refuse it, or their
+    forward_head does not know the question."""
+    if "pre_logits" not in inspect.signature(model.forward_head).parameters:
+        return None
+    try:
+        return model.forward_head(last, pre_logits=True)
+    except NotImplementedError:
+        return None
 
 
 def as_map(model: nn.Module, last: Tensor) -> Tensor | None:
